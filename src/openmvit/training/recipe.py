@@ -1,0 +1,133 @@
+"""One run as data: every option of `openmvit train`, its default, unit and meaning. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run. `args.yaml` in a run folder is this record and repeats the run."""
+
+    # -- what is trained, on what ------------------------------------------------------------------------------
+    task: Literal["auto", "image"] = "auto"
+    """Job to train; `auto` reads it off the data."""
+    model: str | None = None
+    """Architecture name (`openmvit models` lists them); default: the smallest of the task."""
+    weights: str = "default"
+    """Weights to start from: `default` (the model's published file), `none` (random), a tag, or a file or run folder."""
+    data: str | None = None
+    """Folder of class folders, folder with train/ and val/, or CSV file `path,label[;label...]`."""
+    val_fraction: float = 0.1
+    """Share of the samples of each class held out when the data has no validation split."""
+    resume: str | None = None
+    """Run folder to continue exactly where it stopped; every other option comes from the run."""
+    out_dir: str = "runs"
+    """Folder that holds the run folders."""
+    name: str | None = None
+    """Name of the run folder; default: exp, exp2, ..."""
+
+    # -- input -------------------------------------------------------------------------------------------------
+    imgsz: int | None = None
+    """Side of the square training and test image in pixels; default: the model's."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Channel means of the network's input, RGB in 0..1."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Channel standard deviations of the network's input, RGB in 0..1."""
+    crop_ratio: float = 0.875
+    """Test: short side = int(imgsz / crop_ratio), then centre crop. 0 squashes the whole image to imgsz x imgsz."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Resampling filter of training crops and test resize."""
+
+    # -- augmentation ------------------------------------------------------------------------------------------
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area range of the random resized crop, as a share of the image."""
+    crop_aspect: tuple[float, float] = (0.75, 1.3333333333333333)
+    """Aspect range (width / height) of the random resized crop."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    auto_augment: str | None = "rand-m9-n6-mstd0.5-inc1"
+    """RandAugment string, or null for none."""
+    erase: float = 0.25
+    """Probability of random erasing with per-pixel noise."""
+    label_smoothing: float = 0.1
+    """Share of the target spread evenly over all classes."""
+    mixup: float = 0.8
+    """Alpha of MixUp; 0 switches it off."""
+    cutmix: float = 1.0
+    """Alpha of CutMix; 0 switches it off."""
+    mix_prob: float = 1.0
+    """Probability that a batch is mixed."""
+    mix_switch: float = 0.5
+    """Probability of CutMix instead of MixUp when both are on."""
+    repeats: int = 1
+    """Augmented copies of every sample within a batch."""
+
+    # -- schedule ----------------------------------------------------------------------------------------------
+    epochs: int = 100
+    """Passes over the training data."""
+    batch: int | Literal["auto"] = 64
+    """Samples per step and process; `auto` takes the largest that fits in memory."""
+    accumulate: int = 1
+    """Steps whose gradients are added before one update."""
+    lr: float = 2.5e-4
+    """Peak learning rate for `lr_batch` samples per update; scaled linearly to the actual number, and printed."""
+    lr_batch: int = 256
+    """Number of samples per update that `lr`, `warmup_lr` and `min_lr` are stated for; 0 takes them as they are."""
+    warmup_epochs: float = 5.0
+    """Epochs of linear warm-up from `warmup_lr` to `lr`."""
+    warmup_lr: float = 1.0e-8
+    """Learning rate of the first step."""
+    min_lr: float = 1.0e-6
+    """Learning rate at the end of the cosine."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate per layer below the head; 1 is off."""
+
+    # -- optimiser ---------------------------------------------------------------------------------------------
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averaging factors."""
+    momentum: float = 0.9
+    """SGD's momentum."""
+    weight_decay: float = 0.05
+    """Decay of matrices, kernels, relative tables and class token; parameters with one axis have none."""
+    clip_grad: float = 1.0
+    """Largest global L2 norm of the gradients; 0 is off."""
+
+    # -- network -----------------------------------------------------------------------------------------------
+    drop_path: float | None = None
+    """Stochastic depth of the last block (linear from 0); default: the model's."""
+    dropout: float | None = None
+    """Dropout before the classifier; default: the model's."""
+    freeze: str | None = None
+    """`backbone` (all but the classifier) or a number N: stem and first N blocks. Frozen parts stay in eval mode."""
+    tune: Literal["all", "head"] = "all"
+    """`head` trains the classifier alone."""
+    grad_ckpt: bool = False
+    """Recompute block activations in the backward pass: less memory, about a third more time."""
+    ema: float = 0.0
+    """Decay of the exponential moving average of the weights; 0 is off. When on, `best` holds the average."""
+
+    # -- engine ------------------------------------------------------------------------------------------------
+    device: str = "auto"
+    """auto, cpu, mps, cuda, cuda:N."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Mixed precision."""
+    workers: int = 2
+    """Processes that load data; 0 loads in the main process."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several processes share the work; `auto` is DDP when there are several."""
+    seed: int = 0
+    """Seed of everything random: weights, order, augmentation, dropout."""
+    patience: int = 0
+    """Epochs without improvement of the watched metric before the run stops; 0 never stops early."""
+    val_every: int = 1
+    """Epochs between validations; the last epoch is always validated."""
+    save_every: int = 0
+    """Updates between writes of `weights/last`; 0 writes once per epoch."""
+    max_bad: float = 0.1
+    """Share of unreadable files at which training stops."""
+    plots: bool = True
+    """Write results.png and the task's plots."""
