@@ -1,0 +1,348 @@
+"""A row of the paper's table becomes block records: pure arithmetic, standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal, get_args, get_type_hints
+
+from openmvit.errors import UserError, did_you_mean
+
+Size = tuple[int, ...]
+PoolMode = Literal["conv", "conv_unshared", "max", "avg"]
+AbsolutePosition = Literal["none", "joint", "separable", "sincos"]
+RelativePosition = Literal["none", "decomposed"]
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """What one block is. Sizes are tokens along each axis, (h, w) or (t, h, w), coarsest axis first.
+
+    `grid` is what the input size of the model gives by convolution arithmetic; the block itself runs on any grid.
+    `table_grid` is the grid its relative tables are made for: the authors halve rounding down, convolutions round up.
+    An empty kernel means that there is no pool.
+    """
+
+    index: int
+    stage: int
+    dim: int
+    dim_attn: int
+    dim_out: int
+    num_heads: int
+    grid: Size
+    table_grid: Size
+    kernel_q: Size
+    stride_q: Size
+    kernel_kv: Size
+    stride_kv: Size
+    pool_mode: PoolMode
+    pool_first: bool
+    separate_qkv: bool
+    qkv_bias: bool
+    residual_pooling: bool
+    relative_position: RelativePosition
+    mlp_ratio: float
+    drop_path: float
+    layer_scale: float
+    norm_eps: float
+    pool_norm_eps: float
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head."""
+        return self.dim_attn // self.num_heads
+
+    @property
+    def q_grid(self) -> Size:
+        """Tokens along each axis after the block."""
+        return pooled_grid(self.grid, self.kernel_q, self.stride_q)
+
+    @property
+    def kv_grid(self) -> Size:
+        """Tokens along each axis of the pooled keys and values."""
+        return pooled_grid(self.grid, self.kernel_kv, self.stride_kv)
+
+    @property
+    def skip_kernel(self) -> Size:
+        """Kernel of the max pool on the skip path; empty where the block keeps its grid."""
+        return _kernel_of(self.stride_q) if prod(self.stride_q) > 1 else ()
+
+    @property
+    def table_lengths(self) -> Size:
+        """Rows of the relative table of each axis."""
+        if self.relative_position == "none":
+            return ()
+        sides = zip(self.table_grid, self.stride_q, self.stride_kv, strict=True)
+        return tuple(2 * max(n // q, n // kv, 1) - 1 for n, q, kv in sides)
+
+
+@dataclass(frozen=True)
+class MViTConfig:
+    """One row of the paper's table.
+
+    Tuples have one value per axis of `input_size`; widths and heads double from stage to stage.
+    """
+
+    input_size: Size = (224, 224)
+    """Nominal input, pixels (h, w) or frames and pixels (t, h, w). Sizes the tables; any other size runs too."""
+    in_chans: int = 3
+    num_classes: int = 1000
+    depths: tuple[int, ...] = (1, 2, 11, 2)
+    """Blocks per stage."""
+    embed_dim: int = 96
+    """Channels of stage 1."""
+    num_heads: int = 1
+    """Heads of stage 1."""
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    separate_qkv: bool = False
+    """Three projections q, k, v instead of one fused qkv."""
+    patch_kernel: Size = (7, 7)
+    patch_stride: Size = (4, 4)
+    patch_padding: Size = (3, 3)
+    kernel_qkv: Size | None = (3, 3)
+    """Pooling kernel of every pool; None derives each from its stride s: s + 1, or 1 where s = 1."""
+    stride_q: Size = (2, 2)
+    """Query stride of the first block of stages 2, 3, ..."""
+    full_q_pooling: bool = True
+    """Pool the query in every block (stride 1 inside a stage), not only where the stage changes."""
+    adaptive_kv_stride: Size | None = (4, 4)
+    """K/V stride of stage 1; divided by `stride_q` at each stage start, at least 1."""
+    stride_kv: tuple[Size, ...] | None = None
+    """K/V stride of each stage, instead of `adaptive_kv_stride`."""
+    pool_mode: PoolMode = "conv"
+    pool_first: bool = False
+    """Pool before the projection; needs `separate_qkv`."""
+    residual_pooling: bool = True
+    """Add the pooled query to the attention output (never on the class row)."""
+    dim_mul_in_attention: bool = True
+    """Widths grow in the attention of a stage's first block (v2), or in the MLP of the block before it (v1)."""
+    cls_token: bool = False
+    absolute_position: AbsolutePosition = "none"
+    relative_position: RelativePosition = "decomposed"
+    rel_pos_zero_init: bool = False
+    norm_stem: bool = False
+    global_pool: Literal["auto", "token", "avg"] = "auto"
+    """What the head reads: the class token or the mean of the grid; `auto` is the token where there is one."""
+    norm_after_pool: bool = False
+    """Mean of the grid first, then the final norm."""
+    layer_scale: float = 0.0
+    """Initial layer scale of both branches; 0 has none."""
+    drop_path_rate: float = 0.1
+    """Stochastic depth of the last block; linear from 0 at the first."""
+    drop_rate: float = 0.0
+    """Dropout before the classifier."""
+    norm_eps: float = 1e-6
+    pool_norm_eps: float = 1e-6
+    """Epsilon of the norms after pooling; 1e-5 in the code that trained the first v1 weights."""
+    init: Literal["mvit", "slowfast"] = "mvit"
+    """Published initialisation: `slowfast` starts biases at 0.02 and draws convolutions from the normal too."""
+    head_init_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _tuples(getattr(self, field.name)))
+        _check(self)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes: 2 for images, 3 for clips."""
+        return len(self.input_size)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return sum(self.depths)
+
+    @property
+    def patch_grid(self) -> Size:
+        """Nominal tokens after the stem, as the authors size position tables: input // stride."""
+        return tuple(n // s for n, s in zip(self.input_size, self.patch_stride, strict=True))
+
+    @property
+    def head_reads(self) -> Literal["token", "avg"]:
+        """What the head reads once `auto` is resolved."""
+        if self.global_pool != "auto":
+            return self.global_pool
+        return "token" if self.cls_token and not self.norm_after_pool else "avg"
+
+    @property
+    def stage_dims(self) -> tuple[int, ...]:
+        """Channels at the end of each stage, as `forward_features` gives them."""
+        ends = [sum(self.depths[: s + 1]) - 1 for s in range(len(self.depths))]
+        blocks = self.blocks()
+        return tuple(blocks[i].dim_out for i in ends)
+
+    @property
+    def num_features(self) -> int:
+        """Channels that the head reads."""
+        return self.embed_dim * 2 ** (len(self.depths) - 1)
+
+    def replace(self, **changes: Any) -> MViTConfig:
+        """A copy with some fields changed; an unknown field is a UserError naming the nearest."""
+        return MViTConfig.from_dict(self.to_dict() | changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; `from_dict` and JSON give the same record back."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> MViTConfig:
+        """Inverse of `to_dict`; lists are read as tuples.
+
+        Raises:
+            UserError: if a key is no field, naming the nearest one.
+        """
+        names = [f.name for f in dataclasses.fields(MViTConfig)]
+        for key in fields:
+            if key not in names:
+                raise UserError(f"The configuration has no field {key!r}", did_you_mean(key, names))
+        return MViTConfig(**fields)
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.to_dict())
+
+    def blocks(self) -> tuple[BlockConfig, ...]:
+        """The block records: the only place where the schedule of widths, heads, strides and kernels is computed."""
+        return tuple(_expand(self))
+
+
+def pooled_grid(grid: Size, kernel: Size, stride: Size) -> Size:
+    """Grid after a pool with padding kernel // 2, rounding as convolutions do; an empty kernel changes nothing."""
+    if not kernel:
+        return grid
+    return tuple((n + 2 * (k // 2) - k) // s + 1 for n, k, s in zip(grid, kernel, stride, strict=True))
+
+
+def stem_grid(config: MViTConfig, size: Size) -> Size:
+    """Grid that the stem makes of an input of `size`."""
+    axes = zip(size, config.patch_kernel, config.patch_stride, config.patch_padding, strict=True)
+    return tuple((n + 2 * p - k) // s + 1 for n, k, s, p in axes)
+
+
+def _expand(c: MViTConfig) -> Iterator[BlockConfig]:
+    ones = (1,) * c.ndim
+    grid, table_grid, dim, index = stem_grid(c, c.input_size), c.patch_grid, c.embed_dim, 0
+    for stage, depth in enumerate(c.depths):
+        width, stride_kv = c.embed_dim * 2**stage, _stride_kv(c, stage)
+        for i in range(depth):
+            first, last_of_stage = i == 0 and stage > 0, i == depth - 1 and stage < len(c.depths) - 1
+            stride_q = c.stride_q if first else ones
+            block = BlockConfig(
+                index=index,
+                stage=stage,
+                dim=dim,
+                dim_attn=width if c.dim_mul_in_attention else dim,
+                dim_out=width * 2 if last_of_stage and not c.dim_mul_in_attention else width,
+                num_heads=c.num_heads * 2**stage,
+                grid=grid,
+                table_grid=table_grid,
+                kernel_q=_kernel(c, stride_q) if first or c.full_q_pooling else (),
+                stride_q=stride_q,
+                kernel_kv=_kernel(c, stride_kv),
+                stride_kv=stride_kv,
+                pool_mode=c.pool_mode,
+                pool_first=c.pool_first,
+                separate_qkv=c.separate_qkv,
+                qkv_bias=c.qkv_bias,
+                residual_pooling=c.residual_pooling,
+                relative_position=c.relative_position,
+                mlp_ratio=c.mlp_ratio,
+                drop_path=c.drop_path_rate * index / max(c.depth - 1, 1),
+                layer_scale=c.layer_scale,
+                norm_eps=c.norm_eps,
+                pool_norm_eps=c.pool_norm_eps,
+            )
+            yield block
+            grid, dim, index = block.q_grid, block.dim_out, index + 1
+            table_grid = tuple(n // s for n, s in zip(table_grid, stride_q, strict=True))
+
+
+def _stride_kv(c: MViTConfig, stage: int) -> Size:
+    if c.stride_kv is not None:
+        return c.stride_kv[stage]
+    stride = c.adaptive_kv_stride or (1,) * c.ndim
+    for _ in range(stage):
+        stride = tuple(max(s // q, 1) for s, q in zip(stride, c.stride_q, strict=True))
+    return stride
+
+
+def _kernel_of(stride: Size) -> Size:
+    return tuple(s + 1 if s > 1 else 1 for s in stride)
+
+
+def _kernel(c: MViTConfig, stride: Size) -> Size:
+    kernel = c.kernel_qkv or _kernel_of(stride)
+    return () if prod(kernel) == 1 and prod(stride) == 1 else kernel
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _check(c: MViTConfig) -> None:
+    """Every rule between fields; each message names the fields and what they accept."""
+    hints = get_type_hints(MViTConfig)
+    for name in ("pool_mode", "absolute_position", "relative_position", "global_pool", "init"):
+        if getattr(c, name) not in get_args(hints[name]):
+            accepted = ", ".join(get_args(hints[name]))
+            raise UserError(f"{name} is {getattr(c, name)!r}", f"Accepted: {accepted}")
+    for name in ("patch_kernel", "patch_stride", "patch_padding", "kernel_qkv", "stride_q", "adaptive_kv_stride"):
+        value = getattr(c, name)
+        if value is not None and len(value) != c.ndim:
+            raise UserError(f"{name} {value} and input_size {c.input_size} differ in length", f"Give {c.ndim} values")
+    for name in ("depths", "input_size", "patch_stride", "patch_kernel", "stride_q"):
+        if not getattr(c, name) or min(getattr(c, name)) < 1:
+            raise UserError(f"{name} is {getattr(c, name)}", "Every value must be at least 1")
+    for name in ("embed_dim", "num_heads", "in_chans", "num_classes"):
+        if getattr(c, name) < (0 if name == "num_classes" else 1):
+            raise UserError(f"{name} is {getattr(c, name)}", "It must be positive")
+    for name in ("drop_path_rate", "drop_rate"):
+        if not 0 <= getattr(c, name) < 1:
+            raise UserError(f"{name} is {getattr(c, name)}", "Accepted: 0 <= rate < 1")
+    if min(c.patch_grid) < 1:
+        raise UserError(f"input_size {c.input_size} is smaller than patch_stride {c.patch_stride}", "Enlarge the input")
+    if c.embed_dim % c.num_heads:
+        raise UserError(f"embed_dim {c.embed_dim} is no multiple of num_heads {c.num_heads}", "Change one of them")
+    _check_pools(c)
+    _check_tokens(c)
+
+
+def _check_pools(c: MViTConfig) -> None:
+    if c.stride_kv is not None:
+        if c.adaptive_kv_stride is not None:
+            raise UserError("stride_kv and adaptive_kv_stride are both given", "Set one of them to null")
+        if len(c.stride_kv) != len(c.depths) or any(len(s) != c.ndim for s in c.stride_kv):
+            raise UserError(
+                f"stride_kv {c.stride_kv} does not fit depths {c.depths}",
+                f"Give {len(c.depths)} strides of {c.ndim} values",
+            )
+    if c.pool_first and not c.separate_qkv:
+        raise UserError("pool_first is true and separate_qkv is false", "Pooling first needs separate_qkv: true")
+    if c.pool_mode == "conv_unshared" and not c.pool_first:
+        raise UserError("pool_mode is 'conv_unshared' and pool_first is false", "Accepted with pool_first: true only")
+    if c.pool_first and c.embed_dim % (2 * c.num_heads):
+        raise UserError(
+            f"pool_first folds embed_dim {c.embed_dim} by twice num_heads {c.num_heads}", "Change one of them"
+        )
+
+
+def _check_tokens(c: MViTConfig) -> None:
+    if c.global_pool == "token" and not c.cls_token:
+        raise UserError("global_pool is 'token' and cls_token is false", "Accepted without a class token: auto, avg")
+    if c.norm_after_pool and c.global_pool == "token":
+        raise UserError("norm_after_pool is true and global_pool is 'token'", "Accepted with it: auto, avg")
+    if c.absolute_position == "separable" and c.ndim < 3:
+        raise UserError(
+            f"absolute_position is 'separable' and input_size {c.input_size} has {c.ndim} axes",
+            "Accepted for two axes: none, joint, sincos",
+        )
+    parts = 2 * c.ndim if c.ndim < 3 else 16
+    if c.absolute_position == "sincos" and c.embed_dim % parts:
+        raise UserError(
+            f"absolute_position is 'sincos' and embed_dim {c.embed_dim} is no multiple of {parts}", "Change one of them"
+        )

@@ -1,0 +1,221 @@
+"""The network: stem, positions, blocks, norm, head. One class for images and clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from openmvit.config import MViTConfig, Size, stem_grid
+from openmvit.errors import UserError
+from openmvit.nn.attention import Tokens
+from openmvit.nn.block import MultiscaleBlock
+from openmvit.nn.grid import conv, each
+from openmvit.nn.position import resize_grid, sincos_table
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping convolution that turns pixels into tokens."""
+
+    def __init__(self, config: MViTConfig) -> None:
+        super().__init__()
+        layer = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[config.ndim]
+        self.proj = layer(
+            config.in_chans, config.embed_dim, config.patch_kernel, config.patch_stride, config.patch_padding
+        )
+        self.stride, self.padding = config.patch_stride, config.patch_padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, *size] -> [B, *grid, embed_dim]`."""
+        return conv(x.movedim(1, -1).contiguous(), self.proj.weight, self.proj.bias, self.stride, self.padding)
+
+
+class ClassifierHead(nn.Module):
+    """Dropout, then one linear layer. Gives logits, in training and in evaluation."""
+
+    def __init__(self, dim: int, num_classes: int, drop_rate: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(drop_rate)
+        self.projection = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C] -> [B, num_classes]`; without classes the features themselves."""
+        return self.projection(self.dropout(x))
+
+
+class MViT(nn.Module):
+    """MViTv2 and MViTv1 on any number of axes.
+
+    Any input size, aspect ratio and number of frames runs with any weights: position tables are resized to the grid.
+
+    Raises:
+        UserError: from `forward`, if the input has another number of axes or channels than the configuration.
+    Source: MViTv2 (Li et al., 2022), MViT (Fan et al., 2021); semantics of the released weights.
+    """
+
+    def __init__(self, config: MViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.grad_checkpointing = False
+        self.patch_embed = PatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim)) if config.cls_token else None
+        self._add_absolute_position()
+        self.norm_stem = nn.LayerNorm(config.embed_dim, eps=config.norm_eps) if config.norm_stem else None
+        self.blocks = nn.ModuleList(MultiscaleBlock(block) for block in config.blocks())
+        self.norm: nn.Module = nn.LayerNorm(config.num_features, eps=config.norm_eps)
+        self.head: nn.Module = ClassifierHead(config.num_features, config.num_classes, config.drop_rate)
+        self.reset_parameters()
+
+    def _add_absolute_position(self) -> None:
+        c, dim = self.config, self.config.embed_dim
+        tokens = torch.Size(c.patch_grid).numel()
+        if c.absolute_position == "separable":
+            self.pos_embed_temporal = nn.Parameter(torch.zeros(1, c.patch_grid[0], dim))
+            self.pos_embed_spatial = nn.Parameter(torch.zeros(1, tokens // c.patch_grid[0], dim))
+            if c.cls_token:
+                self.pos_embed_class = nn.Parameter(torch.zeros(1, 1, dim))
+        elif c.absolute_position == "joint":
+            self.pos_embed = nn.Parameter(torch.zeros(1, tokens + c.cls_token, dim))
+        elif c.absolute_position == "sincos":
+            table = sincos_table(c.patch_grid, dim).flatten(1, -2)
+            self.register_buffer("pos_embed", torch.cat([table.new_zeros(1, int(c.cls_token), dim), table], dim=1))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start all weights anew by the published rule that `config.init` names."""
+        slowfast = self.config.init == "slowfast"
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+                nn.init.constant_(module.bias, 0.02 if slowfast else 0.0)
+        for name, parameter in self.named_parameters():
+            leaf = name.rpartition(".")[2]
+            if leaf == "cls_token" or leaf.startswith(("pos_embed", "rel_pos")):
+                zero = leaf.startswith("rel_pos") and self.config.rel_pos_zero_init
+                nn.init.trunc_normal_(parameter, std=0.0 if zero else 0.02)
+            elif slowfast and leaf == "weight" and parameter.dim() > 2:
+                nn.init.trunc_normal_(parameter, std=0.02)
+        if isinstance(self.head.projection, nn.Linear):
+            self.head.projection.weight.mul_(self.config.head_init_scale)
+            self.head.projection.bias.mul_(self.config.head_init_scale)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh classifier with another number of classes in place; 0 leaves the features."""
+        old = next(self.parameters())
+        self.config = self.config.replace(num_classes=num_classes)
+        head = ClassifierHead(self.config.num_features, num_classes, self.config.drop_rate)
+        for parameter in head.parameters():
+            nn.init.trunc_normal_(parameter, std=0.02) if parameter.dim() > 1 else nn.init.zeros_(parameter)
+        self.head = head.to(old.device, old.dtype)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
+    def classifier_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the head, which a fine-tune on other classes starts anew."""
+        return list(self.head.parameters())
+
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter for layer-wise decay: 0 stem and positions, i + 1 block i, depth + 1 norm and head."""
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return self.config.depth + 1 if name.startswith(("norm.", "head.")) else 0
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise a UserError that prints the shape wanted."""
+        c = self.config
+        axes = ("T, H, W" if c.ndim == 3 else "H, W") if c.ndim > 1 else "L"
+        wanted = f"[B, {c.in_chans}, {axes}]"
+        if not isinstance(x, Tensor):
+            raise UserError(f"The model got a {type(x).__name__}", f"Give one tensor {wanted}")
+        if x.dim() != c.ndim + 2 or x.shape[1] != c.in_chans:
+            raise UserError(f"The model got an input of shape {list(x.shape)}", f"Give {wanted}")
+        if min(stem_grid(c, tuple(x.shape[2:]))) < 1 or any(
+            n < s for n, s in zip(x.shape[2:], c.patch_stride, strict=True)
+        ):
+            smallest = " x ".join(map(str, c.patch_stride))
+            raise UserError(f"The input {list(x.shape)} is smaller than one patch", f"Give at least {smallest}")
+
+    def embed(self, x: Tensor) -> Tokens:
+        """Stem, class token, absolute position: `[B, C, *size]` -> `[B, *grid, embed_dim]` and `[B, 1, embed_dim]`."""
+        self.check_input(x)
+        x = self.patch_embed(x)
+        cls = None if self.cls_token is None else self.cls_token.expand(x.shape[0], -1, -1)
+        if self.config.absolute_position != "none":
+            position, cls_position = self.absolute_position(tuple(x.shape[1:-1]))
+            x = x + position
+            cls = cls if cls is None or cls_position is None else cls + cls_position
+        return each(self.norm_stem, x, cls) if self.norm_stem is not None else (x, cls)
+
+    def absolute_position(self, grid: Size) -> Tokens:
+        """Absolute position `[1, *grid, embed_dim]`, resized from its nominal grid, and that of the class token."""
+        nominal = self.config.patch_grid
+        if self.config.absolute_position == "separable":
+            time = resize_grid(self.pos_embed_temporal, grid[:1])
+            space = resize_grid(self.pos_embed_spatial.unflatten(1, nominal[1:]), grid[1:])
+            position = time.view(1, grid[0], *(1,) * len(grid[1:]), -1) + space[:, None]
+            return position, self.pos_embed_class if self.config.cls_token else None
+        rows = int(self.config.cls_token)
+        position = resize_grid(self.pos_embed[:, rows:].unflatten(1, nominal), grid)
+        return position, self.pos_embed[:, :rows] if rows else None
+
+    def stages(self, x: Tensor) -> list[Tokens]:
+        """Tokens after each stage, `[B, *grid, C]` with the class token beside them; no final norm."""
+        x, cls = self.embed(x)
+        outputs: list[Tokens] = []
+        for i, block in enumerate(self.blocks):
+            if self.grad_checkpointing and self.training:
+                x, cls = checkpoint(block, x, cls, use_reentrant=False)
+            else:
+                x, cls = block(x, cls)
+            if i + 1 in self._stage_ends():
+                outputs.append((x, cls))
+        return outputs
+
+    def _stage_ends(self) -> set[int]:
+        return {sum(self.config.depths[: s + 1]) for s in range(len(self.config.depths))}
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """One map `[B, C, *grid]` per stage, finest first, without final norm and class token."""
+        return [tokens.movedim(-1, 1) for tokens, _ in self.stages(x)]
+
+    def forward_head(self, x: Tensor, cls: Tensor | None) -> Tensor:
+        """Final norm, pooling and classifier: `[B, *grid, C]` -> `[B, num_classes]`."""
+        if self.config.norm_after_pool:
+            return self.head(self.norm(x.flatten(1, -2).mean(1)))
+        if self.config.head_reads == "token" and cls is not None:
+            return self.head(self.norm(cls).squeeze(1))
+        return self.head(self.norm(x).flatten(1, -2).mean(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, never probabilities: `[B, C, *size]` -> `[B, num_classes]`."""
+        return self.forward_head(*self.stages(x)[-1])
+
+
+class FeatureMaps(nn.Module):
+    """The stages of an MViT as a backbone: `[B, C, *size]` -> one map `[B, C, *grid]` per chosen stage.
+
+    Args:
+        out_indices: stages to give, counted from 0; negative ones from the last.
+    """
+
+    def __init__(self, model: MViT, out_indices: Sequence[int] | None = None) -> None:
+        super().__init__()
+        stages = len(model.config.depths)
+        self.out_indices = [i % stages for i in (range(stages) if out_indices is None else out_indices)]
+        self.channels = [model.config.stage_dims[i] for i in self.out_indices]
+        self.strides = [
+            tuple(p * q**i for p, q in zip(model.config.patch_stride, model.config.stride_q, strict=True))
+            for i in self.out_indices
+        ]
+        self.model = model
+        # The backbone never reads them, and data-parallel training refuses parameters without gradient.
+        model.norm, model.head = nn.Identity(), nn.Identity()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = self.model.forward_features(x)
+        return [maps[i] for i in self.out_indices]

@@ -1,0 +1,90 @@
+"""A transformer block whose attention pools: norm, attention, skip, norm, MLP."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from openmvit.config import BlockConfig
+from openmvit.nn.attention import MultiscaleAttention, Tokens
+from openmvit.nn.grid import each, max_pool
+
+
+class Mlp(nn.Module):
+    """Linear, GELU (exact), linear."""
+
+    def __init__(self, dim: int, hidden: int, dim_out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., dim] -> [..., dim_out]`."""
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop a whole sample's branch, and divide the kept ones by the keep probability.
+
+    Grid and class token of a sample share one draw.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def extra_repr(self) -> str:
+        return f"{self.rate:g}"
+
+    def forward(self, x: Tensor, cls: Tensor | None) -> Tokens:
+        if not self.training or self.rate == 0:
+            return x, cls
+        keep = x.new_empty(x.shape[0]).bernoulli_(1 - self.rate) / (1 - self.rate)
+        return each(lambda t: t * keep.view(-1, *(1,) * (t.dim() - 1)), x, cls)
+
+
+class MultiscaleBlock(nn.Module):
+    """One block of the network, on a grid with any number of axes.
+
+    Where the width changes the skip path reads the *normed* input through `proj`; otherwise it is the raw input. The
+    skip of a block that pools its query is max pooled.
+
+    Source: facebookresearch/mvit, multi-scale block.
+    """
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.attn = MultiscaleAttention(config)
+        self.norm2 = nn.LayerNorm(config.dim_attn, eps=config.norm_eps)
+        self.mlp = Mlp(config.dim_attn, int(config.dim_attn * config.mlp_ratio), config.dim_out)
+        self.proj = nn.Linear(config.dim, config.dim_out) if config.dim != config.dim_out else None
+        self.drop_path = DropPath(config.drop_path)
+        if config.layer_scale:
+            self.gamma_1 = nn.Parameter(torch.full((config.dim_attn,), config.layer_scale))
+            self.gamma_2 = nn.Parameter(torch.full((config.dim_out,), config.layer_scale))
+
+    def forward(self, x: Tensor, cls: Tensor | None = None) -> Tokens:
+        """`[B, *grid, dim]` -> `[B, *q_grid, dim_out]`, and the class token beside it."""
+        normed = each(self.norm1, x, cls)
+        branch = self._branch("gamma_1", *self.attn(*normed))
+        skip = each(self.proj, *normed) if self.proj and self.config.dim != self.config.dim_attn else (x, cls)
+        if self.config.skip_kernel:
+            skip = max_pool(skip[0], self.config.skip_kernel, self.config.stride_q), skip[1]
+        x, cls = _add(skip, branch)
+        normed = each(self.norm2, x, cls)
+        branch = self._branch("gamma_2", *each(self.mlp, *normed))
+        skip = each(self.proj, *normed) if self.proj and self.config.dim_attn != self.config.dim_out else (x, cls)
+        return _add(skip, branch)
+
+    def _branch(self, gamma: str, x: Tensor, cls: Tensor | None) -> Tokens:
+        if self.config.layer_scale:
+            x, cls = each(lambda t: t * getattr(self, gamma), x, cls)
+        return self.drop_path(x, cls)
+
+
+def _add(skip: Tokens, branch: Tokens) -> Tokens:
+    cls = None if skip[1] is None or branch[1] is None else skip[1] + branch[1]
+    return skip[0] + branch[0], cls

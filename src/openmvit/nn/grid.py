@@ -1,0 +1,45 @@
+"""Convolution and pooling on channels-last grids, by number of axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from openmvit.config import Size
+
+_CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_MAX: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_AVG: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def each(function: Callable[[Tensor], Tensor], x: Tensor, cls: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Apply one function to the grid and to the class token, where there is one."""
+    return function(x), None if cls is None else function(cls)
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Size, groups: int = 1) -> Tensor:
+    """Convolution of a channels-last grid.
+
+    Args:
+        x: `[B, *grid, C]`.
+        weight: `[C_out, C / groups, *kernel]`.
+    Returns:
+        `[B, *grid_out, C_out]`, contiguous.
+    """
+    # A contiguous channels-last grid seen channels-first is what the library calls channels_last: no copy is made.
+    out = _CONV[weight.dim() - 2](x.movedim(-1, 1), weight, bias, stride=stride, padding=padding, groups=groups)
+    return out.movedim(1, -1).contiguous()
+
+
+def max_pool(x: Tensor, kernel: Size, stride: Size) -> Tensor:
+    """Max pool of `[B, *grid, C]`, padding kernel // 2."""
+    out = _MAX[len(kernel)](x.movedim(-1, 1), kernel, stride, padding=[k // 2 for k in kernel])
+    return out.movedim(1, -1).contiguous()
+
+
+def avg_pool(x: Tensor, kernel: Size, stride: Size) -> Tensor:
+    """Average pool of `[B, *grid, C]`, padding kernel // 2; the padding counts, as in the released code."""
+    out = _AVG[len(kernel)](x.movedim(-1, 1), kernel, stride, padding=[k // 2 for k in kernel])
+    return out.movedim(1, -1).contiguous()

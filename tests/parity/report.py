@@ -1,0 +1,27 @@
+"""`make parity`: the table of differences to the authors' recorded outputs, as Markdown; exit 1 beyond tolerance."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from parity.golden import NAMES, compare
+
+
+def main() -> int:
+    rows = [compare(name) for name in NAMES]
+    print("| recorded network | blocks | largest difference in blocks | norm | logits | share of tolerance |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        blocks = max(v for k, v in row.outputs.items() if k.startswith("blocks."))
+        logits = f"{row.outputs['logits']:.1e}" if "logits" in row.outputs else "RoI head"
+        print(f"| {row.name} | {row.blocks} | {blocks:.1e} | {row.outputs['norm']:.1e} | {logits} | {row.share:.2f} |")
+    blocks, worst = sum(row.blocks for row in rows), max(row.worst for row in rows)
+    print(f"parity files={len(rows)} blocks={blocks} worst={worst:.1e}")
+    return int(any(row.share > 1 for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
