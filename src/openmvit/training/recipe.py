@@ -16,7 +16,7 @@ class Recipe:
     model: str | None = None
     """Architecture name (`openmvit models` lists them); default: the smallest of the task."""
     weights: str = "default"
-    """Weights to start from: `default` (the model's published file), `none` (random), a tag, or a file or run folder."""
+    """Weights to start from: `default` (the model's published file), `none` (random), a tag, a file or a run folder."""
     data: str | None = None
     """Folder of class folders, folder with train/ and val/, or CSV file `path,label[;label...]`."""
     val_fraction: float = 0.1
