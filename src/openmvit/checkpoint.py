@@ -1,0 +1,240 @@
+"""Our file: one safetensors file that knows what it is. Save, read, load into a network, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from openmvit.config import MViTConfig, Size
+from openmvit.errors import UserError
+from openmvit.model import MViT
+from openmvit.nn.position import resize_grid, resize_table
+
+HEADER = "openmvit"
+FORMAT = 1
+# Where other projects keep the state dict inside their files.
+_WRAPPER_KEYS = ("model_state", "state_dict", "model")
+
+
+@dataclass
+class LoadReport:
+    """What became of every tensor when weights were put into a network."""
+
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    """`key from -> to` of tensors adapted to another size."""
+    reinitialised: list[str] = field(default_factory=list)
+    """Keys of the network that kept their initial values."""
+    ignored: list[str] = field(default_factory=list)
+    """Keys of the file that the network has no place for."""
+
+    def __str__(self) -> str:
+        parts = [f"loaded {len(self.loaded)} tensors"]
+        for word in ("resized", "reinitialised", "ignored"):
+            keys: list[str] = getattr(self, word)
+            if keys:
+                parts.append(f"{word} {len(keys)} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
+        return "; ".join(parts)
+
+
+def save(path: Path, state_dict: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    """Write one self-sufficient file; the old file at `path` stays whole until the new one is complete.
+
+    Args:
+        card: plain data; keys in ARCHITECTURE.md, "Checkpoint".
+    Raises:
+        UserError: if the disk refuses the file. Nothing half-written is left, and an older file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    try:
+        save_file(tensors, temporary, metadata={HEADER: json.dumps({"format": FORMAT, **card})})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"Cannot write {path} ({error})", "Free space on the disk or choose another out_dir") from error
+
+
+def find(target: str | Path) -> Path:
+    """The weight file that a path means: a file, or the best weights of a run folder.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = Path(target)
+    if path.is_dir():
+        file = path / "weights" / "best.safetensors"
+        if not file.is_file():
+            raise UserError(f"The folder {path} has no weights/best.safetensors", "Name a run folder or a weight file")
+        return file
+    if not path.is_file():
+        raise UserError(f"There is no file or run folder {path}", "Check the path")
+    return path
+
+
+def read(target: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """State dict and card of a run folder or file; the card is None for a file of another project.
+
+    Raises:
+        UserError: if the file is missing, damaged, or a pickle that holds more than tensors and plain data.
+    """
+    path = find(target)
+    with path.open("rb") as file:
+        head = file.read(9)
+    # A safetensors file starts with the length of its JSON header; all the others are pickles or zip archives.
+    if head[8:9] == b"{" or path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    content = read_pickle(path)
+    for key in _WRAPPER_KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()) or not content:
+        raise UserError(f"The file {path} holds no state dict", "Give a file that holds the weights of a network")
+    return content, None
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        card = json.loads(metadata[HEADER]) if HEADER in metadata else None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"Cannot read {path} ({error})", "The file is damaged; fetch or train it again") from error
+    if card is not None and card.get("format", 0) > FORMAT:
+        raise UserError(f"{path} was written by a newer version (format {card['format']})", "Update openmvit")
+    return state, card
+
+
+def read_pickle(path: Path) -> Any:
+    """Content of a `.pth`, `.pyth` or `.bin` file; only tensors and plain data are ever unpickled.
+
+    Raises:
+        UserError: if the file is damaged or holds anything that would run code.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        raise UserError(
+            f"Refused to read {path}: it is damaged or holds more than weights {reason[:120]}".rstrip(),
+            "Give a file of tensors; nothing in it was run",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"Cannot read {path} ({first[:120]})", "The file is damaged; fetch it again") from error
+
+
+def read_model(target: str | Path) -> tuple[MViT, dict[str, Any]]:
+    """The network of one of our files or run folders, in eval mode, with its card.
+
+    Raises:
+        UserError: if the file is not ours, or its architecture does not fit its tensors.
+    """
+    state, card = read(target)
+    if card is None:
+        raise UserError(
+            f"{target} does not say which network it holds", "Name the model too: --model NAME --weights FILE"
+        )
+    with torch.device("meta"):
+        model = MViT(MViTConfig.from_dict(card["architecture"]))
+    expected = model.state_dict()
+    wrong = [k for k in expected.keys() | state.keys() if k not in state or k not in expected]
+    wrong += [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
+    if wrong:
+        raise UserError(
+            f"{target} does not fit the architecture in its own header: {sorted(wrong)[:3]}", "Train it again"
+        )
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(True), card
+
+
+def load_weights(model: MViT, state: Mapping[str, Tensor], source: MViTConfig, *, strict: bool = True) -> LoadReport:
+    """Put native weights into a network, adapting what can be adapted; the report stays at `model.load_report`.
+
+    Position tables are resized, the stem is adapted to other input channels, and a head for other classes keeps its
+    fresh values.
+
+    Args:
+        source: configuration that `state` was made for.
+        strict: a mismatch anywhere else is an error; otherwise it is reported.
+    Raises:
+        UserError: naming the first keys that do not fit.
+    """
+    report, own = LoadReport(), model.state_dict()
+    for key, target in own.items():
+        value = state.get(key)
+        value = None if value is None else _adapt(key, value, target, source, model.config)
+        if value is None:
+            report.reinitialised.append(key)
+            continue
+        if value.shape == state[key].shape:
+            report.loaded.append(key)
+        else:
+            report.resized.append(f"{key} {list(state[key].shape)} -> {list(value.shape)}")
+        own[key] = value.to(target.dtype)
+    report.ignored = [key for key in state if key not in own]
+    stray = [k for k in report.reinitialised + report.ignored if not k.startswith("head.")]
+    if strict and stray:
+        raise UserError(
+            f"{len(stray)} tensors do not fit this network, such as {', '.join(sorted(stray)[:3])}",
+            "Choose the model that the weights were made for",
+        )
+    model.load_state_dict(own)
+    model.load_report = report  # type: ignore[assignment]
+    return report
+
+
+def _adapt(
+    key: str, value: Tensor, target: nn.Parameter | Tensor, source: MViTConfig, config: MViTConfig
+) -> Tensor | None:
+    """`value` in the shape of `target`, or None when there is no honest way."""
+    if value.shape == target.shape:
+        return value
+    leaf = key.rpartition(".")[2]
+    if leaf.startswith("rel_pos_") and value.shape[1:] == target.shape[1:]:
+        return resize_table(value, target.shape[0])
+    if leaf.startswith("pos_embed") and value.shape[-1] == target.shape[-1]:
+        return _adapt_position(leaf, value, source, config)
+    if key == "patch_embed.proj.weight" and value.shape[0] == target.shape[0] and value.shape[2:] == target.shape[2:]:
+        return _adapt_channels(value, target.shape[1])
+    return None
+
+
+def _adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """Stem for other input channels: the old ones in turn, scaled so that a grey input gives the old activations."""
+    old = weight.shape[1]
+    picked = weight[:, [i % old for i in range(channels)]] if channels != 1 else weight.sum(1, keepdim=True)
+    return picked if channels == 1 else picked * (old / channels)
+
+
+def _adapt_position(leaf: str, table: Tensor, source: MViTConfig, config: MViTConfig) -> Tensor | None:
+    old, new = source.patch_grid, config.patch_grid
+    if len(old) != len(new):
+        return None
+    if leaf == "pos_embed_temporal":
+        return resize_grid(table, new[:1])
+    if leaf == "pos_embed_spatial":
+        return _resize_rows(table, old[1:], new[1:])
+    if source.cls_token != config.cls_token:
+        return None
+    rows = int(source.cls_token)
+    return torch.cat([table[:, :rows], _resize_rows(table[:, rows:], old, new)], dim=1)
+
+
+def _resize_rows(table: Tensor, old: Size, new: Size) -> Tensor:
+    return resize_grid(table.unflatten(1, old), new).flatten(1, -2)

@@ -1,0 +1,161 @@
+"""Published architectures as data, and the one call that builds a network."""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from openmvit.checkpoint import load_weights, read_model
+from openmvit.config import MViTConfig
+from openmvit.errors import UserError, did_you_mean
+from openmvit.model import FeatureMaps, MViT
+from openmvit.weights import fetch, find_card, read_weights
+
+# depths, embed_dim, num_heads (paper, Table 1; H: Table 2)
+_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"depths": (1, 2, 5, 2)},
+    "small": {"depths": (1, 2, 11, 2)},
+    "base": {"depths": (2, 3, 16, 3)},
+    "large": {"depths": (2, 6, 36, 4), "embed_dim": 144, "num_heads": 2},
+    "huge": {"depths": (4, 8, 60, 8), "embed_dim": 192, "num_heads": 3},
+}
+# Stochastic depth of the ImageNet recipes.
+_DROP_PATH = {"tiny": 0.1, "small": 0.1, "base": 0.3, "large": 0.5, "huge": 0.8}
+_V1: dict[str, Any] = {
+    "cls_token": True,
+    "absolute_position": "joint",
+    "relative_position": "none",
+    "residual_pooling": False,
+    "full_q_pooling": False,
+    "dim_mul_in_attention": False,
+    "init": "slowfast",
+}
+_IN21K: dict[str, Any] = {"cls_token": True, "num_classes": 19168}
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    **{f"mvitv2_{size}": _SIZES[size] | {"drop_path_rate": _DROP_PATH[size]} for size in ("tiny", "small", "base")},
+    # The released ImageNet-1K L grows in the MLP; the paper's text and all the others grow in attention.
+    "mvitv2_large": _SIZES["large"] | {"drop_path_rate": _DROP_PATH["large"], "dim_mul_in_attention": False},
+    **{
+        f"mvitv2_{size}_cls": _SIZES[size] | {"drop_path_rate": _DROP_PATH[size]} | _IN21K
+        for size in ("base", "large", "huge")
+    },
+    "mvitv1_base_16": _SIZES["small"] | _V1 | {"drop_path_rate": 0.1},
+    "mvitv1_base_24": _SIZES["base"] | _V1 | {"drop_path_rate": 0.1},
+}
+"""Name -> fields of MViTConfig that differ from its defaults."""
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that match a shell pattern such as `mvitv2_*`."""
+    return [name for name in ARCHITECTURES if fnmatch.fnmatch(name, pattern)]
+
+
+def model_config(
+    name: str, *, img_size: int | tuple[int, int] | None = None, num_frames: int | None = None, **changes: Any
+) -> MViTConfig:
+    """Configuration of a named architecture, with changes.
+
+    Args:
+        img_size: nominal side, or (height, width), in pixels.
+        num_frames: nominal frames of a clip.
+        changes: fields of MViTConfig.
+    Raises:
+        UserError: if the name or a field is unknown, naming the nearest.
+    """
+    if name not in ARCHITECTURES:
+        raise UserError(f"Unknown model {name!r}", did_you_mean(name, ARCHITECTURES))
+    config = MViTConfig(**ARCHITECTURES[name])
+    size = config.input_size
+    if num_frames is not None and config.ndim < 3:
+        raise UserError(f"num_frames is {num_frames} and {name} takes images", "Leave num_frames out")
+    if img_size is not None:
+        size = (*size[:-2], *((img_size, img_size) if isinstance(img_size, int) else img_size))
+    if num_frames is not None:
+        size = (num_frames, *size[1:])
+    return config.replace(input_size=size, **changes)
+
+
+@overload
+def create_model(
+    name: str, pretrained: bool | str | Path = ..., *, features_only: Literal[False] = ..., **changes: Any
+) -> MViT: ...
+@overload
+def create_model(
+    name: str,
+    pretrained: bool | str | Path = ...,
+    *,
+    features_only: Literal[True],
+    out_indices: Sequence[int] | None = ...,
+    **changes: Any,
+) -> FeatureMaps: ...
+def create_model(
+    name: str,
+    pretrained: bool | str | Path = False,
+    *,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    **changes: Any,
+) -> MViT | FeatureMaps:
+    """Build a network by name.
+
+    Args:
+        name: architecture, or `architecture.tag`, which implies `pretrained=tag`.
+        pretrained: False for random weights, True for the default card, a tag, or a path of any known family.
+        features_only: give the stages as maps instead of logits.
+        out_indices: with `features_only`, the stages to give.
+        changes: `num_classes`, `img_size`, `num_frames`, `in_chans`, `drop_path_rate`, `drop_rate` or any field of
+            MViTConfig. Loaded weights are adapted to them; the report on stderr and at `model.load_report` says how.
+    Raises:
+        UserError: if a name or field is unknown, the weights cannot be had, or they do not fit.
+    """
+    name, _, tag = name.partition(".")
+    config = model_config(name, **changes)
+    model = MViT(config)
+    if tag or pretrained is not False:
+        load_pretrained(model, name, tag or pretrained)
+    return FeatureMaps(model, out_indices) if features_only else model
+
+
+def load_pretrained(model: MViT, name: str, weights: bool | str | Path, *, strict: bool = True) -> None:
+    """Put released or own weights into a network; what was loaded from where is printed on stderr.
+
+    Args:
+        name: architecture, for its weight cards.
+        weights: True for the default card, a tag, or a path.
+    """
+    if isinstance(weights, str | Path) and (Path(weights).exists() or Path(weights).suffix or "/" in str(weights)):
+        path, label = Path(weights), str(weights)
+    else:
+        card = find_card(name, None if weights is True else str(weights))
+        path, label = fetch(card), card.name
+    state, made_for, _ = read_weights(path, model.config)
+    report = load_weights(model, state, made_for, strict=strict)
+    print(f"Weights {label}: {report}", file=sys.stderr)
+
+
+def load_model(target: str | Path) -> tuple[MViT, dict[str, Any]]:
+    """The network that a run folder, a file or a model name with released weights means, in eval mode, and its card.
+
+    Raises:
+        UserError: if there is no such run, file or model.
+    """
+    text = str(target)
+    base, _, tag = text.partition(".")
+    if base in ARCHITECTURES and not Path(target).exists():
+        weights = find_card(base, tag or None)
+        model = create_model(base, pretrained=weights.tag, num_classes=weights.num_classes)
+        return model.eval(), {
+            "model": base,
+            "task": "image",
+            "classes": [],
+            "architecture": model.config.to_dict(),
+            "preprocessing": weights.preprocessing,
+            "licence": weights.licence,
+        }
+    if not Path(target).exists() and "/" not in text and "." not in text:
+        raise UserError(f"{text} is no model, run folder or file", did_you_mean(text, ARCHITECTURES))
+    return read_model(target)
