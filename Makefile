@@ -1,0 +1,70 @@
+# make demo | test | test-lowest | check | format | parity | bench
+# uv is used when it is installed, plain pip otherwise. PYTHON=python3.12 chooses the interpreter.
+
+VENV ?= .venv
+LOWEST ?= .venv-lowest
+PYTHON ?= python3
+PYTEST_FLAGS ?=
+BIN := $(VENV)/bin
+HAS_UV := $(shell uv --version >/dev/null 2>&1 && echo yes)
+
+ifeq ($(HAS_UV),yes)
+create = uv venv --quiet --allow-existing --python $(PYTHON) $(1)
+install = uv pip install --python $(1)/bin/python
+else
+create = $(PYTHON) -m venv $(1)
+install = $(1)/bin/python -m pip install --disable-pip-version-check
+endif
+
+# 2.13.0 is the one release that is never installed here.
+TORCH := 'torch!=2.13.0'
+TORCH_LOWEST := 'torch==2.11.*' 'torchvision==0.26.*'
+
+.PHONY: demo test test-slow test-lowest check format parity bench
+
+demo: $(VENV)/.stamp-package
+	$(BIN)/openmvit demo image
+
+test: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+
+# Tests that build and install; .ci/run runs them too.
+test-slow: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest -q -m slow $(PYTEST_FLAGS)
+
+test-lowest: $(LOWEST)/.stamp-test
+	$(LOWEST)/bin/python -m pytest -q $(PYTEST_FLAGS)
+
+check: $(VENV)/.stamp-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.stamp-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+parity: $(VENV)/.stamp-test
+	$(BIN)/python tests/parity/report.py
+
+bench: $(VENV)/.stamp-test
+	$(BIN)/openmvit bench mvitv2_small --against timm --precision fp32
+
+# Stamps: nothing is installed again until pyproject.toml changes.
+$(VENV)/.stamp-python:
+	$(call create,$(VENV))
+	$(BIN)/python -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	touch $@
+
+$(VENV)/.stamp-package: $(VENV)/.stamp-python pyproject.toml
+	$(call install,$(VENV)) $(TORCH) -e .
+	touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-package
+	$(call install,$(VENV)) $(TORCH) -e '.[test]'
+	touch $@
+
+$(LOWEST)/.stamp-test: pyproject.toml
+	$(call create,$(LOWEST))
+	$(call install,$(LOWEST)) $(TORCH_LOWEST) -e '.[test]'
+	touch $@
