@@ -16,11 +16,11 @@ PACKAGE = Path(importlib.util.find_spec("openmvit").submodule_search_locations[0
 
 FLOORS: list[set[str]] = [
     {"nn", "config"},
-    {"model", "convert", "data", "evaluation", "report"},
+    {"model", "convert", "data", "evaluation", "report", "device"},
     {"detection", "action", "checkpoint"},
     {"weights", "counting"},
     {"zoo"},
-    {"validate", "predict", "export", "explain", "hub", "doctor"},
+    {"validate", "predict", "export", "explain", "hub", "doctor", "info"},
     {"demo", "training", "benchmark", "tables"},
     {"cli"},
     {"__init__", "__main__"},
