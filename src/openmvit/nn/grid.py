@@ -41,5 +41,7 @@ def max_pool(x: Tensor, kernel: Size, stride: Size) -> Tensor:
 
 def avg_pool(x: Tensor, kernel: Size, stride: Size) -> Tensor:
     """Average pool of `[B, *grid, C]`, padding kernel // 2; the padding counts, as in the released code."""
-    out = _AVG[len(kernel)](x.movedim(-1, 1), kernel, stride, padding=[k // 2 for k in kernel])
+    # Padded by hand: the library's own padding refuses clips with fewer frames than the kernel.
+    x = F.pad(x, [0, 0, *(k // 2 for k in reversed(kernel) for _ in range(2))])
+    out = _AVG[len(kernel)](x.movedim(-1, 1), kernel, stride)
     return out.movedim(1, -1).contiguous()

@@ -41,8 +41,7 @@ def resize_table(table: Tensor, length: int) -> Tensor:
     """Relative table `[L, c]` resampled linearly to `[length, c]`, as the authors do at run time and at load."""
     if table.shape[0] == length:
         return table
-    rows = F.interpolate(table.float().T[None], size=length, mode="linear", align_corners=False)
-    return rows[0].T.to(table.dtype)
+    return F.interpolate(table.T[None], size=length, mode="linear", align_corners=False)[0].T
 
 
 def relative_rows(table: Tensor, q_size: int, k_size: int) -> Tensor:
@@ -86,8 +85,7 @@ def resize_grid(table: Tensor, grid: Size) -> Tensor:
     if table.shape[1:-1] == grid:
         return table
     mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(grid)]
-    maps = F.interpolate(table.movedim(-1, 1).float(), size=grid, mode=mode, align_corners=False)
-    return maps.movedim(1, -1).to(table.dtype)
+    return F.interpolate(table.movedim(-1, 1), size=grid, mode=mode, align_corners=False).movedim(1, -1)
 
 
 def sincos_table(grid: Size, dim: int) -> Tensor:

@@ -1,0 +1,63 @@
+"""The block: skip paths, drop path, layer scale."""
+
+import pytest
+import torch
+
+from openmvit.config import MViTConfig
+from openmvit.nn.block import DropPath, MultiscaleBlock
+from openmvit.nn.grid import avg_pool, conv, max_pool
+
+
+def test_drop_path_shares_one_draw_per_sample_and_keeps_the_mean():
+    torch.manual_seed(0)
+    drop = DropPath(0.25).train()
+    x, cls = torch.ones(4000, 2, 2, 3), torch.ones(4000, 1, 3)
+    out, out_cls = drop(x, cls)
+    kept = out[:, 0, 0, 0]
+    torch.testing.assert_close(kept.unique(), torch.tensor([0.0, 1 / 0.75]))
+    assert torch.equal(out, kept.view(-1, 1, 1, 1).expand_as(out))
+    assert torch.equal(out_cls, kept.view(-1, 1, 1).expand_as(out_cls))
+    assert abs(kept.mean() - 1) < 0.03
+    assert drop.eval()(x, cls)[0] is x
+
+
+@pytest.mark.parametrize("in_attention", [True, False])
+@torch.no_grad()
+def test_skip_reads_the_normed_input_where_widths_change(in_attention):
+    torch.manual_seed(0)
+    config = MViTConfig(depths=(1, 1), embed_dim=8, input_size=(32, 32), dim_mul_in_attention=in_attention)
+    record = config.blocks()[1 if in_attention else 0]
+    block = MultiscaleBlock(record).double()
+    x = torch.randn(2, 8, 6, 8, dtype=torch.float64)
+    block.attn.proj.weight.zero_(), block.attn.proj.bias.zero_()
+    block.mlp.fc2.weight.zero_(), block.mlp.fc2.bias.zero_()
+    out, _ = block(x)
+    expected = max_pool(block.proj(block.norm1(x)), (3, 3), (2, 2)) if in_attention else block.proj(block.norm2(x))
+    torch.testing.assert_close(out, expected)
+
+
+@torch.no_grad()
+def test_layer_scale_multiplies_both_branches():
+    torch.manual_seed(0)
+    config = MViTConfig(depths=(1,), embed_dim=8, input_size=(32, 32), layer_scale=0.5)
+    block = MultiscaleBlock(config.blocks()[0]).double()
+    x = torch.randn(1, 8, 8, 8, dtype=torch.float64)
+    y = x + 0.5 * block.attn(block.norm1(x))[0]
+    torch.testing.assert_close(block(x)[0], y + 0.5 * block.mlp(block.norm2(y)))
+    block.gamma_1.zero_(), block.gamma_2.zero_()
+    assert torch.equal(block(x)[0], x)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_grid_operations_keep_the_channels_last_and_contiguous(ndim):
+    x = torch.randn(2, *(6, 5, 4)[:ndim], 8)
+    kernel, stride = (3,) * ndim, (2,) * ndim
+    filters = torch.randn(8, 1, *kernel)
+    for out in (
+        max_pool(x, kernel, stride),
+        avg_pool(x, kernel, stride),
+        conv(x, filters, None, stride, (1,) * ndim, 8),
+    ):
+        assert out.shape == (2, *(3, 3, 2)[:ndim], 8)
+        assert out.is_contiguous()
+    assert avg_pool(torch.ones_like(x), kernel, stride).min() < 1  # padding counts

@@ -1,0 +1,86 @@
+"""Index arithmetic, table resizing and absolute tables against their definitions."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from openmvit.nn.position import decomposed_bias, relative_index, relative_rows, resize_grid, resize_table, sincos_table
+
+
+def exact_index(q_size, k_size):
+    """Truncated distances in exact rational arithmetic."""
+    rq, rk = max(Fraction(k_size, q_size), Fraction(1)), max(Fraction(q_size, k_size), Fraction(1))
+    rows = [[int(i * rq - j * rk + (k_size - 1) * rk) for j in range(k_size)] for i in range(q_size)]
+    return torch.tensor(rows)
+
+
+PAIRS = [(56, 14), (28, 28), (14, 28), (28, 14), (7, 14), (14, 7), (56, 7), (8, 8), (10, 20), (20, 10), (1, 1), (13, 1)]
+
+
+@pytest.mark.parametrize(("q_size", "k_size"), [*PAIRS, (39, 20), (25, 7), (7, 25)])
+def test_index_is_the_exact_distance(q_size, k_size):
+    index = relative_index(q_size, k_size)
+    assert torch.equal(index, exact_index(q_size, k_size))
+    assert index.min() >= 0
+    assert index.max() <= 2 * max(q_size, k_size) - 2
+
+
+@pytest.mark.parametrize(("q_size", "k_size", "different"), [(78, 10, 103), (39, 10, 38)])
+def test_released_312_models_rest_on_float32_truncation(q_size, k_size, different):
+    index = relative_index(q_size, k_size)
+    assert int((index != exact_index(q_size, k_size)).sum()) == different
+    assert index.min() == 0
+
+
+@pytest.mark.parametrize("q_size", range(1, 40))
+def test_index_never_leaves_the_table(q_size):
+    for k_size in range(1, 40):
+        index = relative_index(q_size, k_size)
+        assert index.min() >= 0
+        assert index.max() <= 2 * max(q_size, k_size) - 2
+
+
+def test_table_is_resampled_linearly():
+    table = torch.randn(37, 4)
+    expected = F.interpolate(table.T[None], size=39, mode="linear", align_corners=False)[0].T
+    assert torch.equal(resize_table(table, 39), expected)
+    assert resize_table(table, 37) is table
+    assert relative_rows(table, 20, 10).shape == (20, 10, 4)
+
+
+@pytest.mark.parametrize("grids", [((3, 4), (2, 5)), ((2, 3, 4), (4, 3, 2))])
+def test_bias_is_the_sum_over_axes(grids):
+    q_grid, k_grid = grids
+    q = torch.randn(2, *q_grid, 3, 5, dtype=torch.float64)
+    tables = [torch.randn(2 * max(a, b) - 1, 5, dtype=torch.float64) for a, b in zip(q_grid, k_grid, strict=True)]
+    bias = decomposed_bias(q, tables, k_grid)
+    indices = [relative_index(a, b) for a, b in zip(q_grid, k_grid, strict=True)]
+    for i, qp in enumerate(torch.cartesian_prod(*map(torch.arange, q_grid)).tolist()):
+        for j, kp in enumerate(torch.cartesian_prod(*map(torch.arange, k_grid)).tolist()):
+            rows = [t[n[a, b]] for t, n, a, b in zip(tables, indices, qp, kp, strict=True)]
+            expected = sum(q[(slice(None), *qp)] @ row for row in rows)
+            torch.testing.assert_close(bias[:, :, i, j], expected)
+
+
+def test_absolute_table_is_resized_by_number_of_axes():
+    table = torch.randn(1, 4, 6, 5)
+    expected = F.interpolate(table.movedim(-1, 1), size=(8, 3), mode="bicubic", align_corners=False).movedim(1, -1)
+    assert torch.equal(resize_grid(table, (8, 3)), expected)
+    assert resize_grid(table, (4, 6)) is table
+    assert resize_grid(torch.randn(1, 4, 5), (7,)).shape == (1, 7, 5)
+    assert resize_grid(torch.randn(1, 2, 4, 6, 5), (3, 4, 4)).shape == (1, 3, 4, 4, 5)
+
+
+def test_sincos_shares_channels_between_axes():
+    image = sincos_table((3, 5), 16)
+    assert image.shape == (1, 3, 5, 16)
+    # Last axis first: the first half does not change along the first axis, the second half not along the last.
+    assert torch.equal(image[0, 0, :, :8], image[0, 2, :, :8])
+    assert torch.equal(image[0, :, 0, 8:], image[0, :, 4, 8:])
+    torch.testing.assert_close(image[0, 0, 4, 0], torch.tensor(4.0).sin())
+    torch.testing.assert_close(image[0, 2, 0, 8 + 4], torch.tensor(2.0).cos())
+    clip = sincos_table((2, 3, 5), 16)
+    assert torch.equal(clip[0, 0, 0, 0, :4], clip[0, 0, 2, 4, :4])
+    torch.testing.assert_close(clip[0, 1, 0, 0, 0], torch.tensor(1.0).sin())
