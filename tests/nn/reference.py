@@ -33,14 +33,18 @@ def pool_tokens(x: Tensor, grid, kernel, stride, mode, weight, norm, has_cls: bo
     return (norm(x) if norm is not None else x), grid
 
 
+def resized(table: Tensor, q_size: int, k_size: int) -> Tensor:
+    length = 2 * max(q_size, k_size) - 1
+    if table.shape[0] == length:
+        return table
+    return F.interpolate(table.T[None], size=length, mode="linear", align_corners=False)[0].T
+
+
 def bias_entry(q_row: Tensor, tables, q_position, k_position, q_grid, k_grid) -> Tensor:
     """Position term of one query and one key, from exact rational distances."""
     total = q_row.new_zeros(())
     for axis, table in enumerate(tables):
         q_size, k_size = q_grid[axis], k_grid[axis]
-        length = 2 * max(q_size, k_size) - 1
-        if table.shape[0] != length:
-            table = F.interpolate(table.T[None], size=length, mode="linear", align_corners=False)[0].T
         q_ratio, k_ratio = max(k_size / q_size, 1), max(q_size / k_size, 1)
         distance = q_position[axis] * q_ratio - k_position[axis] * k_ratio + (k_size - 1) * k_ratio
         total = total + q_row @ table[int(distance)]
@@ -77,13 +81,14 @@ def attention(module, x: Tensor, grid, has_cls: bool):
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if config.table_lengths:
         bias = torch.zeros_like(logits)
+        tables = [resized(t, a, b) for t, a, b in zip(module.tables, grids["q"], grids["k"], strict=True)]
         q_positions = list(itertools.product(*map(range, grids["q"])))
         k_positions = list(itertools.product(*map(range, grids["k"])))
         first = int(has_cls)
         for b, h in itertools.product(range(batch), range(heads)):
             for i, qp in enumerate(q_positions):
                 row = q[b, h, i + first]
-                entries = [bias_entry(row, module.tables, qp, kp, grids["q"], grids["k"]) for kp in k_positions]
+                entries = [bias_entry(row, tables, qp, kp, grids["q"], grids["k"]) for kp in k_positions]
                 bias[b, h, i + first, first:] = torch.stack(entries)
         logits = logits + bias
     out = logits.softmax(-1) @ v

@@ -41,9 +41,9 @@ def build(cls_token, size, index=1, **fields):
 @torch.no_grad()
 def test_attention_is_its_formula(size, cls_token, fields, index):
     module = build(cls_token, size, index, **fields)
-    grid = (4, 5) if len(size["input_size"]) == 2 else (2, 3, 4)
-    x = torch.randn(2, *grid, module.config.dim, dtype=torch.float64)
-    cls = torch.randn(2, 1, module.config.dim, dtype=torch.float64) if cls_token else None
+    grid = (3, 5) if len(size["input_size"]) == 2 else (3, 3, 4)
+    x = torch.randn(1, *grid, module.config.dim, dtype=torch.float64)
+    cls = torch.randn(1, 1, module.config.dim, dtype=torch.float64) if cls_token else None
     out, out_cls = module(x, cls)
     rows = x.flatten(1, -2) if cls is None else torch.cat([cls, x.flatten(1, -2)], 1)
     expected, expected_grid = attention(module, rows, grid, cls_token)
