@@ -169,12 +169,13 @@ def test_no_circular_imports():
     ],
 )
 def test_an_import_that_is_not_down_is_seen(module, text):
-    assert len(floor_faults(sources() | {module: ast.parse(text)})) == 1
+    known = set(floor_faults(sources()))
+    assert len(set(floor_faults(sources() | {module: ast.parse(text)})) - known) == 1
 
 
 def test_a_circle_inside_a_folder_is_seen():
     trees = {"openmvit.nn.a": "def f():\n    from openmvit.nn import b", "openmvit.nn.b": "from openmvit.nn.a import f"}
-    assert len(cycle({name: ast.parse(text) for name, text in trees.items()})) == 3
+    assert len(cycle({name: ast.parse(text) for name, text in trees.items()})) == 3  # a, b and a again
 
 
 def test_the_training_engine_is_known_to_training_alone():
