@@ -108,7 +108,7 @@ def check_fields(values: dict[str, Any]) -> Recipe:
     for key in values:
         if key not in hints:
             raise UserError(f"A recipe has no option {key!r}", did_you_mean(str(key), hints))
-    recipe = Recipe(**{key: _converted(key, value, hints[key]) for key, value in values.items()})
+    recipe = Recipe(**{key: convert_value(key, value, hints[key]) for key, value in values.items()})
     for key, (accepted, holds) in _RANGES.items():
         value = getattr(recipe, key)
         if value is not None and not isinstance(value, str) and not holds(value):
@@ -196,7 +196,12 @@ def _hints() -> dict[str, Any]:
 _MISFIT = object()
 
 
-def _converted(key: str, value: Any, hint: Any) -> Any:
+def convert_value(key: str, value: Any, hint: Any) -> Any:
+    """`value` as the type of a field.
+
+    Raises:
+        UserError: naming the key, its value and what is accepted.
+    """
     result = _fit(value, hint)
     if result is not _MISFIT:
         return result
