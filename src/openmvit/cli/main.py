@@ -1,0 +1,222 @@
+"""The command `openmvit VERB ...`: one verb, one function elsewhere. Its help imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openmvit import __version__
+from openmvit.cli.arguments import Arguments, parse
+from openmvit.cli.options import (
+    ConvertOptions,
+    DataOptions,
+    DemoOptions,
+    JsonOption,
+    NoOptions,
+    PredictOptions,
+    TrainOptions,
+    ValOptions,
+)
+from openmvit.errors import UserError, did_you_mean
+
+
+def _demo(given: Arguments) -> int:
+    from openmvit.demo import run_demo
+
+    run_demo(given.positional.get("job") or "image", **given.options())
+    return 0
+
+
+def _train(given: Arguments) -> int:
+    from openmvit.training.recipe_file import check_fields, read_fields
+
+    flags = dict(given.flags)
+    resume, config, recipe_name = flags.get("resume"), flags.pop("config", None), given.positional.get("recipe")
+    if resume is not None:
+        others = [f"--{key.replace('_', '-')}" for key in flags if key != "resume"]
+        others += ["--config"] * (config is not None) + ["the recipe"] * (recipe_name is not None)
+        if others:
+            raise UserError(
+                f"--resume continues a run as it was, and {others[0]} would change it",
+                f"Leave {others[0]} out, or start a new run with --weights {resume}",
+            )
+    values: dict[str, Any] = {}
+    for source in (recipe_name, config):
+        values |= read_fields(source) if source is not None else {}
+    recipe = check_fields(values | flags)
+    if recipe.resume is None and recipe.data is None:
+        raise UserError("train has no data", "Give --data DIR: a folder of class folders or a CSV file")
+    from openmvit.training.run import train
+
+    train(recipe)
+    return 0
+
+
+def _val(given: Arguments) -> int:
+    from openmvit.validate import results_text, validate
+
+    options = given.options()
+    file = options.pop("json")
+    results = validate(given.positional["target"], **options)
+    if file:
+        _write(file, json.dumps(results, indent=1) + "\n")
+    print(results_text(results))
+    return 0
+
+
+def _predict(given: Arguments) -> int:
+    from openmvit.predict import draw_labels, load, predictions_csv, predictions_text
+
+    options = given.options()
+    predictor = load(given.positional["target"], options["device"])
+    found = predictor.predict(given.positional["sources"], top=options["top"], batch=options["batch"])
+    print(predictions_text(found))
+    if options["json"]:
+        _write(options["json"], json.dumps([one.as_dict() for one in found], indent=1) + "\n")
+    if options["csv"]:
+        _write(options["csv"], predictions_csv(found))
+    if options["out"]:
+        draw_labels(found, options["out"])
+    if not any(one.labels for one in found):
+        raise UserError(f"None of the {len(found)} files can be read as an image", "The table above says why")
+    return 0
+
+
+def _convert(given: Arguments) -> int:
+    from openmvit.zoo import convert_file
+
+    print(convert_file(given.positional["file"], **given.options()))
+    return 0
+
+
+def _models(given: Arguments) -> int:
+    from openmvit.info import models_table, models_text
+
+    rows = models_table(given.positional.get("pattern") or "*")
+    print(json.dumps(rows, indent=1) if given.options()["json"] else models_text(rows))
+    return 0
+
+
+def _info(given: Arguments) -> int:
+    from openmvit.info import describe, info_text
+
+    found = describe(given.positional["target"])
+    print(json.dumps(found, indent=1) if given.options()["json"] else info_text(found))
+    return 0
+
+
+def _data(given: Arguments) -> int:
+    if given.positional["action"] != "check":
+        raise UserError(f"data has no action {given.positional['action']!r}", did_you_mean("check", ["check"]))
+    from openmvit.data.check import check_images
+
+    options = given.options()
+    as_json = options.pop("json")
+    report = check_images(given.positional["dir"], **options)
+    print(json.dumps(report.as_dict(), indent=1) if as_json else "\n".join(report.lines()))
+    return 0 if report.clean else 1
+
+
+def _doctor(given: Arguments) -> int:
+    from openmvit.doctor import examine, report_text
+
+    found = examine()
+    print(json.dumps(found, indent=1) if given.options()["json"] else report_text(found))
+    return 0
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb.
+
+    Args:
+        summary: what it does, one line.
+        run: takes the parsed arguments, returns the exit code.
+        options: dataclass of its options.
+        positionals: names in order; `?` may be left out, `+` takes one or more.
+    """
+
+    summary: str
+    run: Callable[[Arguments], int]
+    options: type
+    positionals: tuple[str, ...] = ()
+
+
+VERBS: dict[str, Verb] = {
+    "demo": Verb("the whole job on data that comes with the package, on a CPU, in minutes", _demo, DemoOptions, ("job?",)),
+    "train": Verb("train on a folder of labelled images", _train, TrainOptions, ("recipe?",)),
+    "val": Verb("score a run, file or model on labelled images", _val, ValOptions, ("target",)),
+    "predict": Verb("classify files, folders and patterns", _predict, PredictOptions, ("target", "sources+")),
+    "convert": Verb("turn weights of another project into our file", _convert, ConvertOptions, ("file",)),
+    "models": Verb("list architectures and released weights", _models, JsonOption, ("pattern?",)),
+    "info": Verb("show a network block by block", _info, JsonOption, ("target",)),
+    "data": Verb("data check DIR: look at data before training; exit code 1 if it found faults", _data, DataOptions, ("action", "dir")),
+    "doctor": Verb("show versions, devices, decoders, memory and disk", _doctor, JsonOption),
+    "bench": Verb("compare speed with another package", lambda _: 0, NoOptions),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0, 1 (faults found), 2 (bad input) or 130 (interrupted)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    try:
+        return _dispatch([token for token in argv if token != "--debug"])
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of the output (such as `head`) has left; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if argv[0] in ("-V", "--version", "version"):
+        print(f"openmvit {__version__}")
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in VERBS:
+        raise UserError(f"openmvit has no verb {name!r}", did_you_mean(name, VERBS))
+    if name == "bench":
+        from openmvit import benchmark
+
+        return benchmark.main(rest) or 0
+    verb = VERBS[name]
+    given = parse(name, verb.summary, verb.options, verb.positionals, rest)
+    return 0 if given is None else verb.run(given)
+
+
+def _help() -> str:
+    lines = [f"openmvit {__version__}: MViTv2 and MViTv1", "", "usage: openmvit VERB [MODEL or RUN] [--key value ...]", ""]
+    lines += [f"  {name:<9}{verb.summary}" for name, verb in VERBS.items()]
+    lines += ["", "openmvit VERB --help lists the options of a verb; key=value means --key value.", ""]
+    lines += ["  --version  print the version", "  --debug    show the traceback of an error"]
+    return "\n".join(lines)
+
+
+def _write(path: str, text: str) -> None:
+    """Write a result file.
+
+    Raises:
+        UserError: if the place cannot be written.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot write {path} ({error.strerror})", "Choose another file") from error

@@ -1,0 +1,153 @@
+"""What a network is: one line per block, totals, and the list of architectures with their released weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openmvit.config import BlockConfig, MViTConfig, Size
+from openmvit.errors import UserError
+from openmvit.model import MViT
+from openmvit.weights import cards
+from openmvit.zoo import ARCHITECTURES, list_models, load_model, model_config
+
+
+def describe(target: str | Path) -> dict[str, Any]:
+    """A network as plain data: name, parameters, stem, blocks, head, config, and the card of a run or file.
+
+    An architecture's name is described without its weights; nothing is downloaded.
+
+    Raises:
+        UserError: if there is no such run, file or model.
+    """
+    name, _, tag = str(target).partition(".")
+    if name in ARCHITECTURES and not tag and not Path(target).exists():
+        return {"name": name, **describe_config(model_config(name))}
+    model, card = load_model(target)
+    kept = {key: value for key, value in card.items() if key not in ("architecture", "recipe")}
+    return {"name": card.get("model", str(target)), **describe_config(model.config), "card": kept}
+
+
+def describe_config(config: MViTConfig) -> dict[str, Any]:
+    """Parameters, stem, blocks and head of a configuration as plain data; no weight is allocated."""
+    with torch.device("meta"):
+        model = MViT(config)
+    blocks = [
+        _block_row(block) | {"parameters": _count(module)}
+        for block, module in zip(config.blocks(), model.blocks, strict=True)
+    ]
+    return {
+        "parameters": _count(model),
+        "stem": {"grid": list(config.blocks()[0].grid), "parameters": _count(model.patch_embed)},
+        "blocks": blocks,
+        "head": {"classes": config.num_classes, "parameters": _count(model.head)},
+        "config": config.to_dict(),
+    }
+
+
+def _block_row(block: BlockConfig) -> dict[str, Any]:
+    return {
+        "index": block.index,
+        "stage": block.stage + 1,
+        "grid": list(block.grid),
+        "grid_out": list(block.q_grid),
+        "grid_kv": list(block.kv_grid),
+        "dim": block.dim,
+        "dim_attn": block.dim_attn,
+        "dim_out": block.dim_out,
+        "heads": block.num_heads,
+        "stride_q": list(block.stride_q),
+        "stride_kv": list(block.stride_kv),
+        "kernel_q": list(block.kernel_q),
+        "kernel_kv": list(block.kernel_kv),
+        "tables": list(block.table_lengths),
+    }
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def info_text(found: dict[str, Any]) -> str:
+    """`describe` as text: a table of blocks, then totals."""
+    config = found["config"]
+    heads = ("block", "stage", "grid", "width", "heads", "stride q", "stride kv", "kernel q", "kernel kv", "tables")
+    rows: list[tuple[str, ...]] = [(*heads, "parameters")]
+    size, stem = _by(config["input_size"]), found["stem"]
+    rows.append(("stem", "", f"{size} > {_by(stem['grid'])}", str(config["embed_dim"]), *[""] * 6, f"{stem['parameters']:,}"))
+    for b in found["blocks"]:
+        grid = _by(b["grid"]) if b["grid"] == b["grid_out"] else f"{_by(b['grid'])} > {_by(b['grid_out'])}"
+        widths = list(dict.fromkeys((b["dim"], b["dim_attn"], b["dim_out"])))
+        pools = [_by(b[key]) or "-" for key in ("stride_q", "stride_kv", "kernel_q", "kernel_kv")]
+        cells = (str(b["index"]), str(b["stage"]), grid, " > ".join(map(str, widths)), str(b["heads"]))
+        rows.append((*cells, *pools, " ".join(map(str, b["tables"])) or "-", f"{b['parameters']:,}"))
+    head = found["head"]
+    rows.append(("head", "", "", f"{head['classes']} classes", *[""] * 6, f"{head['parameters']:,}"))
+    total = f"{found['name']}: {found['parameters']:,} parameters in {len(found['blocks'])} blocks, input {size}"
+    return "\n".join([*table(rows), *_card_lines(found.get("card", {})), total])
+
+
+def _card_lines(card: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    classes = card.get("classes") or []
+    if classes:
+        shown = ", ".join(str(name) for name in classes[:5])
+        lines.append(f"classes: {len(classes)} ({shown}{', ...' if len(classes) > 5 else ''})")
+    lines += [f"{key}: {_plain(card[key])}" for key in ("preprocessing", "data", "score", "licence") if card.get(key)]
+    return lines
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_plain(item)}" for key, item in value.items())
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _by(size: Size | list[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows of words as aligned lines; the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+
+
+def models_table(pattern: str = "*") -> list[dict[str, Any]]:
+    """Architectures whose name matches, with parameters, nominal input and released weights.
+
+    Raises:
+        UserError: if none matches.
+    """
+    names = list_models(pattern)
+    if not names:
+        raise UserError(f"No model matches {pattern!r}", "See openmvit models; patterns are written like 'mvitv2_*'")
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        config = model_config(name)
+        with torch.device("meta"):
+            parameters = _count(MViT(config))
+        weights = [asdict(card) for card in cards() if card.model == name]
+        row = {"name": name, "parameters": parameters, "input_size": list(config.input_size), "weights": weights}
+        rows.append(row | {"num_classes": config.num_classes})
+    return rows
+
+
+def models_text(rows: list[dict[str, Any]]) -> str:
+    """`models_table` as text: one line per released file; an architecture without any has a line of its own."""
+    lines: list[tuple[str, ...]] = [("model", "parameters", "input", "weights", "classes", "published", "licence")]
+    for row in rows:
+        start = (row["name"], f"{row['parameters'] / 1e6:.1f} M", _by(row["input_size"]))
+        for card in row["weights"] or [None]:
+            if card is None:
+                lines.append((*start, "none released", str(row["num_classes"]), "", ""))
+                continue
+            score = " ".join(f"{key} {value}" for key, value in card["published"].items())
+            lines.append((*start, card["tag"], str(card["num_classes"]), score or "no score", card["licence"]))
+    return "\n".join(table(lines))
