@@ -1,0 +1,178 @@
+"""A look at an image data set before training: counts, balance, unreadable files, duplicates, sizes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openmvit.data.images import ImageReadError, open_images, read_image
+from openmvit.data.samples import LabelledData
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check_images` found.
+
+    Args:
+        root: what was checked.
+        classes: class names in order.
+        multilabel: whether samples may carry several labels.
+        counts: per split, samples of every class.
+        files: per split, number of samples.
+        unreadable: (split, path, reason) of files that cannot be decoded.
+        duplicates: groups of (split, path) with equal bytes that touch more than one split.
+        sizes: smallest, median and largest width and height of the readable images in pixels; empty without any.
+        notes: what was decided or left out when the data was opened.
+    """
+
+    root: str
+    classes: tuple[str, ...]
+    multilabel: bool
+    counts: dict[str, list[int]]
+    files: dict[str, int]
+    unreadable: list[tuple[str, str, str]]
+    duplicates: list[list[tuple[str, str]]]
+    sizes: dict[str, list[int]]
+    notes: list[str]
+
+    @property
+    def clean(self) -> bool:
+        """No unreadable file and no duplicate across splits."""
+        return not self.unreadable and not self.duplicates
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain lists, numbers and words, for JSON."""
+        return {
+            "root": self.root,
+            "classes": list(self.classes),
+            "multilabel": self.multilabel,
+            "files": self.files,
+            "counts": {split: dict(zip(self.classes, counts, strict=True)) for split, counts in self.counts.items()},
+            "imbalance": self.imbalance(),
+            "unreadable": [dict(zip(("split", "path", "reason"), row, strict=True)) for row in self.unreadable],
+            "duplicates": [[{"split": split, "path": path} for split, path in group] for group in self.duplicates],
+            "sizes": self.sizes,
+            "notes": self.notes,
+        }
+
+    def imbalance(self) -> float:
+        """Training samples of the largest class over those of the smallest that has any."""
+        counts = [count for count in self.counts["train"] if count]
+        return max(counts) / min(counts)
+
+    def lines(self) -> list[str]:
+        """The report as text, lists cut after ten entries."""
+        kind = "several labels per image" if self.multilabel else "one label per image"
+        text = [f"{self.root}: {len(self.classes)} classes, {kind}"]
+        text += [f"note: {note}" for note in self.notes]
+        text += [f"{split}: {number} images" for split, number in self.files.items()]
+        text += self._class_lines()
+        if self.sizes:
+            small, middle, large = (f"{w}x{h}" for w, h in zip(self.sizes["width"], self.sizes["height"], strict=True))
+            text.append(f"width x height: smallest {small}, median {middle}, largest {large} (each side by itself)")
+        text.append(f"unreadable: {len(self.unreadable)}")
+        text += _cut([f"  {path}: {reason}" for _, path, reason in self.unreadable])
+        text.append(f"same file in more than one split: {len(self.duplicates)}")
+        text += _cut(["  " + " = ".join(path for _, path in group) for group in self.duplicates])
+        return text
+
+    def _class_lines(self) -> list[str]:
+        """Table of samples per class and split, the balance beneath it."""
+        width = max(len("class"), *(len(name) for name in self.classes))
+        rows = [f"  {'class':<{width}}" + "".join(f"{split:>9}" for split in self.counts)]
+        for i, name in enumerate(self.classes):
+            rows.append(f"  {name:<{width}}" + "".join(f"{counts[i]:>9}" for counts in self.counts.values()))
+        head, more = rows[: 1 + 2 * _SHOWN], len(rows) - 1 - 2 * _SHOWN
+        if more > 0:
+            head.append(f"  ... and {more} more classes")
+        return [*head, f"balance: the largest training class has {self.imbalance():.1f} x the smallest"]
+
+
+def check_images(root: str | Path, *, seed: int = 0, val_fraction: float = 0.1, workers: int = 1) -> CheckReport:
+    """Open a data set, decode every file once and report on it; changes nothing.
+
+    Args:
+        root: folder or CSV file, as for training.
+        seed, val_fraction: as for training: they decide the split when the data has none.
+        workers: processes that decode.
+    Raises:
+        UserError: if the data cannot be opened at all.
+    """
+    data = open_images(root, seed=seed, val_fraction=val_fraction)
+    unreadable: list[tuple[str, str, str]] = []
+    seen: dict[bytes, list[tuple[str, str]]] = {}
+    sizes: list[tuple[int, int]] = []
+    for split, path, (digest, size, reason) in _examine_all(data, workers):
+        if digest:
+            seen.setdefault(digest, []).append((split, path))
+        if size is None:
+            unreadable.append((split, path, reason))
+        else:
+            sizes.append(size)
+    return CheckReport(
+        root=str(root),
+        classes=data.classes,
+        multilabel=data.multilabel,
+        counts={split: table.class_counts(len(data.classes)).tolist() for split, table in data.splits.items()},
+        files={split: len(table) for split, table in data.splits.items()},
+        unreadable=unreadable,
+        duplicates=[group for group in seen.values() if len({split for split, _ in group}) > 1],
+        sizes=_size_summary(sizes),
+        notes=data.notes,
+    )
+
+
+_Finding = tuple[bytes, tuple[int, int] | None, str]
+
+
+def _examine_all(data: LabelledData, workers: int) -> Iterator[tuple[str, str, _Finding]]:
+    """Split, path and finding of every file, in order."""
+    for split, table in data.splits.items():
+        paths = (str(table.path(i)) for i in range(len(table)))
+        if workers < 2:
+            yield from ((split, path, _examine(path)) for path in paths)
+            continue
+        with ProcessPoolExecutor(workers) as pool:
+            known = list(paths)
+            yield from zip(repeat(split), known, pool.map(_examine, known, chunksize=64), strict=False)
+
+
+def _examine(path: str) -> _Finding:
+    """Hash of the bytes (empty if there are none), width and height or None, and why it cannot be decoded."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        return b"", None, error.strerror or type(error).__name__
+    if not content:
+        return b"", None, "the file is empty"
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    try:
+        return digest, read_image(path, io.BytesIO(content)).size, ""
+    except ImageReadError as error:
+        return digest, None, error.reason
+
+
+def _size_summary(sizes: list[tuple[int, int]]) -> dict[str, list[int]]:
+    """Smallest, median and largest of each side."""
+    if not sizes:
+        return {}
+    sides = np.array(sizes)
+    return {
+        name: [int(sides[:, i].min()), int(np.median(sides[:, i])), int(sides[:, i].max())]
+        for i, name in enumerate(("width", "height"))
+    }
+
+
+def _cut(rows: list[str]) -> list[str]:
+    """The first ten rows and how many follow."""
+    return rows[:_SHOWN] + ([f"  ... and {len(rows) - _SHOWN} more"] if len(rows) > _SHOWN else [])

@@ -1,0 +1,31 @@
+"""From what the user names to labelled data: class folders, splits or CSV lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from openmvit.data.folders import open_folders
+from openmvit.data.lists import has_lists, open_lists
+from openmvit.data.samples import FileKind, LabelledData
+from openmvit.errors import UserError
+
+
+def open_labelled(root: str | Path, kind: FileKind, *, seed: int = 0, val_fraction: float = 0.1) -> LabelledData:
+    """Read a folder of class folders, a folder with train/ and val/, or a CSV list; decodes no file.
+
+    Args:
+        root: folder, or CSV file `path,label[;label...]`.
+        kind: the files that count as samples.
+        seed: decides what is held out when there is no validation split.
+        val_fraction: share of every class held out then, 0..1.
+    Raises:
+        UserError: if nothing there can be trained on, with the reason.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise UserError(f"{root} does not exist", f"Name a folder of {kind.name} class folders or a CSV file")
+    if root.is_file() and root.suffix.lower() != ".csv":
+        raise UserError(f"{root} is neither a folder nor a .csv file", "Name a folder of class folders or a CSV file")
+    if root.is_file() or has_lists(root):
+        return open_lists(root, kind, seed, val_fraction)
+    return open_folders(root, kind, seed, val_fraction)
