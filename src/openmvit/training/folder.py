@@ -1,0 +1,124 @@
+"""The folder of a run: its name, its text files and its log."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import openmvit
+from openmvit.errors import UserError
+
+
+def new_folder(out_dir: str, task: str, name: str | None) -> Path:
+    """Create `out_dir/task/name`, or the first free of exp, exp2, ...
+
+    Raises:
+        UserError: if the named folder exists already, or cannot be made.
+    """
+    parent = Path(out_dir) / task
+    number = 1
+    while True:
+        path = parent / (name or ("exp" if number == 1 else f"exp{number}"))
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            if name:
+                raise UserError(f"{path} exists", f"Choose another --name, or --resume {path}") from None
+            number += 1
+        except OSError as error:
+            raise UserError(f"Cannot make the run folder {path}: {error.strerror}", "Choose another out_dir") from error
+
+
+class RunFolder:
+    """Text files of one run. On every rank but 0 nothing is written.
+
+    Args:
+        path: the folder, which exists.
+        writes: whether this process writes.
+    """
+
+    def __init__(self, path: Path, writes: bool) -> None:
+        self.path, self.writes = path, writes
+        self.weights = path / "weights"
+
+    def say(self, text: str) -> None:
+        """Print a line and keep it in log.txt."""
+        if self.writes:
+            print(text, flush=True)
+            self.log(text)
+
+    def log(self, text: str) -> None:
+        """Keep a line in log.txt."""
+        self._append("log.txt", text + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replace a small file, whole or not at all."""
+        if self.writes:
+            temporary = self.path / f"{name}.tmp"
+            temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+            temporary.replace(self.path / name)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Replace a JSON file."""
+        self.write_text(name, json.dumps(value, indent=1) + "\n")
+
+    def write_results(self, rows: Iterable[Mapping[str, float]]) -> None:
+        """Replace results.csv: one row per epoch, columns in the order in which they first appear."""
+        rows = list(rows)
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        if not self.writes:
+            return
+        temporary = self.path / "results.csv.tmp"
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
+        temporary.replace(self.path / "results.csv")
+
+    def write_losses(self, first_step: int, losses: Iterable[Iterable[float]]) -> None:
+        """Append to losses.txt: step, then the loss of every rank as a hex float, exact to the last bit."""
+        lines = ["\t".join([str(first_step + i), *(v.hex() for v in row)]) for i, row in enumerate(losses)]
+        self._append("losses.txt", "".join(line + "\n" for line in lines))
+
+    def cut_losses(self, steps: int) -> None:
+        """Forget the losses after the first `steps` steps: a resumed run writes them again."""
+        path = self.path / "losses.txt"
+        if self.writes and path.exists():
+            lines = path.read_text().splitlines(keepends=True)
+            self.write_text("losses.txt", "".join(lines[:steps]))
+
+    def write_environment(self) -> None:
+        """Write env.txt: versions, machine and command line."""
+        versions = [f"{name} {version}" for name, version in library_versions().items()]
+        machine = [f"python {platform.python_version()}", f"system {platform.platform()}", f"cpus {os.cpu_count()}"]
+        gpus = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+        command = "command " + shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        self.write_text("env.txt", "\n".join([*versions, *machine, *gpus, command]) + "\n")
+
+    def _append(self, name: str, text: str) -> None:
+        if self.writes:
+            with (self.path / name).open("a", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(text)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide a run's numbers."""
+    import lightning
+    import torchvision
+
+    return {
+        "openmvit": openmvit.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "lightning": lightning.__version__,
+    }

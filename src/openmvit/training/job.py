@@ -1,0 +1,338 @@
+"""One run from the inside: what happens before and after each step, update and epoch. Knows no training engine."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openmvit import checkpoint, report
+from openmvit.data.badfiles import BadFiles
+from openmvit.errors import UserError
+from openmvit.training import optim, processes, state
+from openmvit.training.ema import Ema
+from openmvit.training.folder import RunFolder
+from openmvit.training.heartbeat import Heartbeat
+from openmvit.training.loading import Batch, EpochLoader
+from openmvit.training.progress import Meter, Reporter, clock, peak_memory
+from openmvit.training.recipe import Recipe
+from openmvit.training.state import Progress
+from openmvit.training.tasks import Task
+
+SLOW_PHASE = 1800.0
+"""Seconds that a validation or a save may take longer on one rank than on another."""
+
+
+class Interrupted(Exception):
+    """The user asked the run to stop; weights/last holds the state, of this instant unless the user insisted."""
+
+
+@dataclass
+class Parts:
+    """What a run is made of before the engine has touched it."""
+
+    recipe: Recipe
+    task: Task
+    folder: RunFolder
+    train: EpochLoader
+    val: EpochLoader
+    frozen: list[nn.Module]
+    device: torch.device
+    bad_files: BadFiles
+    heartbeat: Heartbeat | None
+    resumed: tuple[dict[str, Any], dict[str, Any]] | None
+    """Shared and own state to continue from."""
+
+
+@dataclass
+class Engine:
+    """What the training engine lends to the run."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: Any | None
+    precision: Callable[[], AbstractContextManager[object]]
+    to_device: Callable[[Batch], Batch]
+    sharded: bool
+
+
+class Job:
+    """Counters, random state, average, learning rate, files and decisions of one run.
+
+    Order of calls: `start`; per batch `before_step`, `loss`, after the last batch of an update `before_update`,
+    `after_step`; after the last batch of an epoch `end_epoch`.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.recipe, self.task, self.folder = parts, parts.recipe, parts.task, parts.folder
+        shared = parts.resumed[0] if parts.resumed else None
+        self.progress = Progress(**shared["progress"]) if shared else Progress()
+        self.stop = threading.Event()
+        """Set by a signal handler: save after the running update, then end."""
+        samples = parts.train.batch * self.recipe.accumulate * processes.world_size()
+        self.lr_scale = optim.lr_scale(self.recipe, samples)
+        self._updates = -(-parts.train.steps // self.recipe.accumulate)
+        self._reporter, self._meter = Reporter(self.folder), Meter()
+        self._losses: list[Tensor] = []
+        self._batches: list[Batch] = []
+        self._rng = parts.resumed[1]["rng"] if parts.resumed else None
+        self._asked = 0.0
+        self._started, self._earlier = time.monotonic(), self.progress.seconds
+        self._lr = 0.0
+
+    def ask_to_stop(self, number: int = signal.SIGINT, _: object = None) -> None:
+        """Signal handler: stop after the running update. A second Ctrl-C ends at once.
+
+        Raises:
+            Interrupted: at the second Ctrl-C.
+        """
+        now = time.monotonic()
+        # torchrun passes on the Ctrl-C that the terminal has already sent to every process: that is no second one.
+        if self.stop.is_set() and number == signal.SIGINT and now - self._asked > 1.5:
+            raise Interrupted
+        if not self.stop.is_set():
+            self._asked = now
+            self._reporter.line("Stopping after this update; Ctrl-C again ends at once")
+        self.stop.set()
+
+    def start(self, engine: Engine) -> None:
+        """Take over the engine's network and optimiser, and put the saved state into them."""
+        self._engine = engine
+        self._ema = Ema(engine.network, self.recipe.ema) if self.recipe.ema else None
+        if self.parts.resumed:
+            state.restore(self.parts.resumed[0], engine.network, engine.optimizer, engine.scaler, self._ema)
+            self.parts.resumed = None
+        self._train_mode()
+        self._meter = Meter()
+
+    def before_step(self) -> None:
+        """Called with the batch in hand, before anything random happens in the network."""
+        if self._rng is not None:
+            # Only now: setting up the engine and fetching the first batch must not have moved it.
+            state.set_rng_state(self.parts.device, self._rng)
+            self._rng = None
+        self._beat()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Loss of one batch, weighted so that each update averages over its batches."""
+        loss = self.task.loss(self._engine.network, batch, self.progress.step)
+        self._losses.append(loss.detach())
+        self._batches.append(batch)
+        self._beat()
+        start = self.progress.step_in_epoch // self.recipe.accumulate * self.recipe.accumulate
+        # The engine divides by `accumulate`, also where an epoch ends with fewer batches than that.
+        return loss * (self.recipe.accumulate / min(self.recipe.accumulate, self.parts.train.steps - start))
+
+    def before_update(self) -> None:
+        """Check and note the losses of the update's batches, and set the learning rate; before the optimiser moves.
+
+        Raises:
+            UserError: if a loss is not finite, or too many files are unreadable.
+        """
+        bad = sum(int((b["bad"] > 0).sum()) for b in self._batches)
+        samples = sum(len(b["bad"]) for b in self._batches)
+        flags = torch.tensor([float(self.stop.is_set()), bad, samples], device=self._losses[0].device)
+        rows = processes.gather_rows(torch.cat([torch.stack(self._losses).float(), flags])).tolist()
+        losses = [list(step) for step in zip(*(row[:-3] for row in rows), strict=True)]
+        if any(not math.isfinite(v) for step in losses for v in step):
+            self._stop_at_bad_loss(losses)
+        if any(row[-2] for row in rows):
+            self._note_bad_files()
+        if any(row[-3] for row in rows):
+            self.stop.set()
+        first = self.progress.step - len(losses) + 1
+        self.folder.write_losses(first, losses)
+        self.progress.loss_sum += sum(sum(step) / len(step) for step in losses)
+        self._meter.samples += int(sum(row[-1] for row in rows))
+        self._losses, self._batches = [], []
+        self._set_learning_rate()
+        self._show(losses[-1])
+
+    def after_step(self) -> None:
+        """Count a batch; after an update also average, save and stop where that is due.
+
+        Raises:
+            Interrupted: after the state was saved, if the user asked to stop.
+        """
+        p, every = self.progress, self.recipe.save_every
+        p.step, p.step_in_epoch = p.step + 1, p.step_in_epoch + 1
+        self.parts.train.sampler.advance(self.parts.train.batch)
+        self._meter.steps += 1
+        if p.step_in_epoch % self.recipe.accumulate and p.step_in_epoch != self.parts.train.steps:
+            return
+        p.update += 1
+        if self._ema is not None:
+            self._ema.update(self._engine.network)
+        if self.stop.is_set():
+            self.save()
+            raise Interrupted
+        if every and p.update % every == 0 and p.step_in_epoch != self.parts.train.steps:
+            self.save()
+
+    def end_epoch(self) -> None:
+        """Validate where due, keep the best weights, write the results, save the state."""
+        p = self.progress
+        last = p.epoch + 1 >= self.recipe.epochs
+        row: dict[str, float] = {"epoch": p.epoch + 1, "loss": p.loss_sum / max(p.step_in_epoch, 1)}
+        speed = {"lr": self._lr, "samples_per_s": self._meter.speed, "wait": self._share()}
+        if (p.epoch + 1) % self.recipe.val_every == 0 or last:
+            try:
+                with self._slow(), self._averaged():
+                    row |= self._validate()
+            except Interrupted:
+                # Outside the block the network holds its own weights again.
+                self.save()
+                raise
+        p.seconds = self._earlier + time.monotonic() - self._started
+        row |= speed | {"memory_gb": peak_memory(self.parts.device), "seconds": p.seconds}
+        p.results.append(row)
+        self.folder.write_results(p.results)
+        self._reporter.line(self._summary(row))
+        p.epoch, p.step_in_epoch, p.loss_sum = p.epoch + 1, 0, 0.0
+        self.parts.train.sampler.set_epoch(p.epoch)
+        p.finished = last or bool(self.recipe.patience and p.stale >= self.recipe.patience)
+        self.save()
+        self._meter, self.parts.train.wait = Meter(), 0.0
+
+    def save(self) -> None:
+        """Write `weights/last`. Every process must call it."""
+        p, engine = self.progress, self._engine
+        p.seconds = self._earlier + time.monotonic() - self._started
+        own = {"rng": state.rng_state(self.parts.device), "sampler": self.parts.train.sampler.state_dict()}
+        with self._slow():
+            shared = state.capture(engine.network, engine.optimizer, engine.scaler, self._ema, p)
+            shared["about"] = self.task.about()
+            state.write(self.folder.weights, shared, own)
+
+    def _validate(self) -> dict[str, float]:
+        """Scores of the weights that the network now holds; keeps them as `best` if they are."""
+        self._engine.network.eval()
+        validation = self.task.validation(self.parts.device)
+        with torch.no_grad(), self._engine.precision():
+            for batch, counts in self._val_batches():
+                output = self._engine.network(batch["image"])
+                if counts:
+                    validation.update(output, batch)
+        scores = validation.result()
+        value = scores[self.task.metric]
+        p = self.progress
+        p.stale += 1
+        if p.best is None or value > p.best:
+            p.best, p.best_epoch, p.stale = value, p.epoch + 1, 0
+            self._keep_best(validation.pictures())
+        self._train_mode()
+        return scores
+
+    def _val_batches(self) -> Any:
+        """Validation batches on the device. With shards every rank runs equally often: the last repeats, uncounted."""
+        most = max(processes.gather(self.parts.val.steps)) if self._engine.sharded else self.parts.val.steps
+        iterator, batch = iter(self.parts.val), None
+        for i in range(most):
+            if self.stop.is_set() and processes.world_size() == 1:
+                raise Interrupted
+            batch = next(iterator) if i < self.parts.val.steps else batch
+            if batch is None:
+                raise UserError("A process has no validation sample", "Use fewer processes or more samples")
+            yield self._engine.to_device(batch), i < self.parts.val.steps
+
+    def _keep_best(self, pictures: dict[str, Any]) -> None:
+        weights = {name: state.whole(value) for name, value in self._engine.network.state_dict().items()}
+        if not self.folder.writes:
+            return
+        card = self.task.card(
+            {"name": self.task.metric, "value": self.progress.best, "epoch": self.progress.best_epoch}
+        )
+        checkpoint.save(self.folder.weights / "best.safetensors", weights, card)
+        self.folder.write_json("model.json", card)
+        if self.recipe.plots and "confusion" in pictures:
+            report.plot_confusion(pictures["confusion"], card["classes"], self.folder.path / "confusion.png")
+
+    def _stop_at_bad_loss(self, losses: list[list[float]]) -> None:
+        own = [b for b, loss in zip(self._batches, self._losses, strict=True) if not bool(torch.isfinite(loss))]
+        found = processes.gather([i for batch in own for i in batch["index"].tolist()])
+        paths = self.task.paths([i for part in found for i in part])
+        self.folder.write_text("bad_batch.txt", "".join(path + "\n" for path in paths))
+        step = self.progress.step - len(losses) + 1
+        step += next(i for i, row in enumerate(losses) if not all(map(math.isfinite, row)))
+        raise UserError(
+            f"The loss is no longer finite at step {step} (epoch {self.progress.epoch + 1}); the batch's files are "
+            f"listed in {self.folder.path / 'bad_batch.txt'}, and weights/ holds the last good state",
+            "Lower --lr, lengthen --warmup-epochs, set --clip-grad 1, or use --amp off",
+        )
+
+    def _note_bad_files(self) -> None:
+        own = (
+            [i for b in self._batches for i in b["index"].tolist()],
+            [i for b in self._batches for i in b["bad"].tolist()],
+        )
+        parts, problem = processes.gather(own), None
+        if self.folder.writes:
+            index, bad = (torch.tensor([i for part in parts for i in part[k]]) for k in (0, 1))
+            try:
+                self.task.note_bad(self.parts.bad_files, index, bad)
+            except UserError as error:
+                problem = (error.cause, error.fix)
+        problem = processes.broadcast(problem)
+        if problem is not None:
+            raise UserError(*problem)
+
+    def _set_learning_rate(self) -> None:
+        r, p = self.recipe, self.progress
+        self._lr = optim.learning_rate(
+            p.epoch + p.step_in_epoch // r.accumulate / self._updates,
+            peak=r.lr * self.lr_scale,
+            start=r.warmup_lr * self.lr_scale,
+            end=r.min_lr * self.lr_scale,
+            warmup_epochs=r.warmup_epochs,
+            total_epochs=r.epochs,
+        )
+        optim.set_learning_rate(self._engine.optimizer, self._lr)
+
+    def _train_mode(self) -> None:
+        self._engine.network.train()
+        for module in self.parts.frozen:
+            module.eval()
+
+    def _averaged(self) -> AbstractContextManager[object]:
+        return self._ema.applied(self._engine.network) if self._ema is not None else nullcontext()
+
+    def _beat(self) -> None:
+        if self.parts.heartbeat is not None:
+            self.parts.heartbeat.at(self.progress.step)
+
+    def _slow(self) -> AbstractContextManager[object]:
+        heartbeat = self.parts.heartbeat
+        return heartbeat.slow(SLOW_PHASE) if heartbeat is not None else nullcontext()
+
+    def _share(self) -> float:
+        self._meter.wait = self.parts.train.wait
+        return self._meter.wait_share
+
+    def _show(self, losses: list[float]) -> None:
+        p, m, steps = self.progress, self._meter, self.parts.train.steps
+        left = (self.recipe.epochs - p.epoch) * steps - p.step_in_epoch
+        eta = clock(left * m.seconds / max(m.steps, 1)) if m.steps else "-"
+        best = f"  {self.task.metric} {p.best:.4f}" if p.best is not None else ""
+        self._reporter.step(
+            f"epoch {p.epoch + 1}/{self.recipe.epochs}  step {p.step_in_epoch + 1}/{steps}  "
+            f"loss {sum(losses) / len(losses):.4f}{best}  lr {self._lr:.3e}  {m.speed:.1f} samples/s  "
+            f"wait {100 * self._share():.0f} %  memory {peak_memory(self.parts.device):.2f} GB  eta {eta}"
+        )
+
+    def _summary(self, row: dict[str, float]) -> str:
+        p = self.progress
+        scores = "".join(f"  {k} {v:.4f}" for k, v in row.items() if k in ("val_loss", "top1", "top5", "mAP"))
+        best = f"  best {p.best:.4f} (epoch {p.best_epoch})" if p.best is not None else ""
+        return (
+            f"epoch {p.epoch + 1}/{self.recipe.epochs}  loss {row['loss']:.4f}{scores}  lr {row['lr']:.3e}  "
+            f"{row['samples_per_s']:.1f} samples/s  wait {100 * row['wait']:.0f} %  memory {row['memory_gb']:.2f} GB  "
+            f"time {clock(p.seconds)}{best}"
+        )

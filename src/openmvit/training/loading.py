@@ -1,0 +1,67 @@
+"""Batches of one rank, epoch after epoch, from any position; counts the time spent waiting for data."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from openmvit.data.sampler import ResumableSampler
+from openmvit.errors import UserError
+
+Batch = dict[str, torch.Tensor]
+
+
+class EpochLoader:
+    """Iterates over the rest of the sampler's epoch each time. It has no length: a resumed epoch is shorter.
+
+    Args:
+        batch: samples per batch and process.
+        workers: processes that read and augment; they live as long as the loader.
+        drop_last: leave out the last, smaller batch of an epoch, unless it is the only one.
+        pin: put batches into page-locked memory, for CUDA.
+    Raises:
+        UserError: if `batch` is no multiple of the sampler's repeats.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], sampler: ResumableSampler, *, batch: int, workers: int, drop_last: bool, pin: bool
+    ) -> None:
+        if batch % sampler.repeats:
+            raise UserError(f"batch {batch} is no multiple of repeats {sampler.repeats}", "Change one of them")
+        drop_last = drop_last and len(sampler) >= batch
+        self.sampler, self.batch, self.wait = sampler, batch, 0.0
+        self.steps = len(sampler) // batch if drop_last else -(-len(sampler) // batch)
+        """Batches of a whole epoch."""
+        self._loader: DataLoader[Batch] = DataLoader(
+            dataset,
+            batch_size=batch,
+            sampler=sampler,
+            num_workers=workers,
+            drop_last=drop_last,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+            worker_init_fn=_start_worker,
+            # Without a generator of its own, every new iterator would take a number from the global one.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        iterator = iter(self._loader)
+        while True:
+            start = time.monotonic()
+            batch = next(iterator, None)
+            self.wait += time.monotonic() - start
+            if batch is None:
+                return
+            yield batch
+
+
+def _start_worker(_: int) -> None:
+    # The main process decides what Ctrl-C means; workers would only print tracebacks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,0 +1,285 @@
+"""A whole training run: from a recipe to a run folder with weights, scores and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openmvit import report
+from openmvit.errors import UserError
+from openmvit.training import memory, processes, state
+from openmvit.training.folder import RunFolder, new_folder
+from openmvit.training.heartbeat import Heartbeat
+from openmvit.training.job import Interrupted, Job, Parts
+from openmvit.training.optim import lr_scale
+from openmvit.training.progress import clock
+from openmvit.training.recipe import Recipe
+from openmvit.training.recipe_file import dump_recipe, load_recipe
+from openmvit.training.tasks import ImageTask, freeze, open_task
+
+
+def train(recipe: Recipe) -> Path:
+    """Train as the recipe says, or go on with the run that `recipe.resume` names; returns the run folder.
+
+    Under torchrun every process calls it with the same recipe.
+
+    Raises:
+        UserError: if the input cannot be used, memory or disk runs out, or the loss is no longer finite.
+        KeyboardInterrupt: after the state was saved, when the user or the system asked to stop.
+    """
+    run = _resumed_folder(recipe.resume) if recipe.resume else None
+    if run is not None:
+        recipe = dataclasses.replace(load_recipe(run / "args.yaml"), resume=str(run))
+    _check(recipe)
+    device = find_device(recipe)
+    processes.join(device)
+    path = _train(recipe, run, device)
+    processes.leave()
+    return path
+
+
+def find_device(recipe: Recipe) -> torch.device:
+    """The device of this process.
+
+    Raises:
+        UserError: if it is not there, or cannot do the recipe's mixed precision.
+    """
+    wanted, local = recipe.device, int(os.environ.get("LOCAL_RANK", "0"))
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = wanted.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
+        raise UserError(f"device is {recipe.device!r}", "Accepted: auto, cpu, mps, cuda, cuda:N")
+    if kind == "cuda":
+        index, count = int(number) if number else local, torch.cuda.device_count()
+        if index >= count:
+            raise UserError(
+                f"device is {wanted} and this machine has {count} CUDA device(s)", "Use --device auto or cpu"
+            )
+        return torch.device("cuda", index)
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device is mps and this machine has none", "Use --device auto or cpu")
+    if recipe.amp == "fp16":
+        raise UserError(f"amp fp16 and device {kind} do not go together", "Use --amp bf16, or a CUDA device")
+    return torch.device(kind)
+
+
+def _check(recipe: Recipe) -> None:
+    """Combinations of options that cannot work."""
+    if recipe.strategy == "fsdp" and not processes.launched():
+        raise UserError("strategy is fsdp and there is one process", "Start it with torchrun --nproc-per-node N")
+    if recipe.strategy == "fsdp" and recipe.amp == "fp16":
+        raise UserError("strategy fsdp and amp fp16 do not go together", "Use --amp bf16")
+    if recipe.device.startswith("cuda:") and processes.launched():
+        raise UserError(f"device {recipe.device} is one device and there are several processes", "Use --device cuda")
+
+
+def _resumed_folder(text: str) -> Path:
+    run = Path(text)
+    if not (run / "args.yaml").is_file():
+        raise UserError(f"{text} is no run folder (it has no args.yaml)", "Give a folder such as runs/image/exp")
+    return run
+
+
+def _train(recipe: Recipe, run: Path | None, device: torch.device) -> Path:
+    folder, heartbeat = None, _start_heartbeat()
+    try:
+        folder, parts = _prepare(recipe, run, device, heartbeat)
+        job = Job(parts)
+        _describe(job)
+        _fit(job)
+        _finish(job)
+    except Interrupted:
+        assert folder is not None
+        if (folder.weights / "last").exists():
+            folder.say(f"Stopped. Continue with: openmvit train --resume {shlex.quote(str(folder.path))}")
+        if heartbeat is not None:
+            heartbeat.stop()
+        raise KeyboardInterrupt from None
+    except BaseException as error:
+        problem = error if isinstance(error, UserError) else _explain(error, recipe, folder)
+        if folder is not None:
+            folder.log(f"error: {problem or repr(error)}")
+        if heartbeat is not None:
+            heartbeat.fail(str(problem or ""), lost=problem is None and isinstance(error, Exception))
+        if problem is None or problem is error:
+            raise
+        raise problem from error
+    if heartbeat is not None:
+        processes.barrier()
+        heartbeat.stop()
+    return folder.path
+
+
+def _start_heartbeat() -> Heartbeat | None:
+    if processes.world_size() == 1:
+        return None
+    heartbeat = Heartbeat(lambda sentence: print(f"error: {sentence}", file=sys.stderr, flush=True))
+    heartbeat.start()
+    return heartbeat
+
+
+def _explain(error: BaseException, recipe: Recipe, folder: RunFolder | None) -> UserError | None:
+    """The sentence for what is no bug: memory, disk, a killed worker."""
+    problem = memory.explain_memory(error, recipe.batch)
+    if problem is None and folder is not None and state.is_disk_full(error):
+        problem = state.disk_full(folder.weights if folder.weights.exists() else folder.path)
+    if problem is None and isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        problem = UserError(
+            f"A process that loads data ended unexpectedly ({str(error).splitlines()[0]})",
+            "It may have run out of memory; use fewer --workers, or --workers 0 to see its error",
+        )
+    return problem
+
+
+def _prepare(
+    recipe: Recipe, run: Path | None, device: torch.device, heartbeat: Heartbeat | None
+) -> tuple[RunFolder, Parts]:
+    """Say what starts, open data and network, and make the run folder last, when nothing can be wrong any more."""
+    writes, resumed, about = processes.rank() == 0, None, None
+    if run is not None:
+        resumed = state.read(run / "weights")
+        about = resumed[0]["about"]
+        _say_resumed(resumed[0]["progress"], run, recipe, writes)
+    elif writes:
+        source = {"default": "the default released weights", "none": "random weights"}.get(
+            recipe.weights, recipe.weights
+        )
+        print(f"New run from {source}", flush=True)
+    task = open_task(recipe, about)
+    frozen = freeze(task.model, recipe)
+    task.recipe = recipe = _choose_batch(recipe, task, device)
+    pin = device.type == "cuda"
+    loaders = task.train_loader(int(recipe.batch), pin), task.val_loader(int(recipe.batch), pin)
+    if resumed is not None:
+        loaders[0].sampler.load_state_dict(resumed[1]["sampler"])
+    else:
+        # Each rank has its own dropout; the weights were drawn before, the same on all.
+        torch.manual_seed(recipe.seed + 1_000_003 * (processes.rank() + 1))
+    path = run or processes.broadcast(new_folder(recipe.out_dir, task.name, recipe.name) if writes else None)
+    assert path is not None
+    folder = RunFolder(path, writes)
+    if run is None and writes:
+        dump_recipe(recipe, path / "args.yaml")
+        folder.write_environment()
+    task.write_split(folder)
+    parts = Parts(
+        recipe=recipe,
+        task=task,
+        folder=folder,
+        train=loaders[0],
+        val=loaders[1],
+        frozen=frozen,
+        device=device,
+        bad_files=task.bad_files(path / "bad_files.txt"),
+        heartbeat=heartbeat,
+        resumed=resumed,
+    )
+    return folder, parts
+
+
+def _say_resumed(progress: dict[str, Any], run: Path, recipe: Recipe, writes: bool) -> None:
+    if progress["finished"]:
+        raise UserError(
+            f"The run {run} is finished ({progress['epoch']} epochs)",
+            f"Use it: openmvit predict {run} IMAGES; or start a new run with --weights {run}",
+        )
+    if writes:
+        print(f"Resuming {run} at epoch {progress['epoch'] + 1}/{recipe.epochs}, step {progress['step']}", flush=True)
+
+
+def _choose_batch(recipe: Recipe, task: ImageTask, device: torch.device) -> Recipe:
+    """Resolve `batch: auto`: on CUDA by real steps, elsewhere by the estimate against half of the free memory."""
+    if recipe.batch != "auto":
+        return recipe
+    samples = len(task.data.splits["train"]) // processes.world_size()
+    # At least eight updates per epoch: larger batches would only slow learning down.
+    limit = max(min(memory.MAX_AUTO_BATCH, samples // (8 * recipe.accumulate)), recipe.repeats)
+    model = task.model.train()
+    model.set_grad_checkpointing(recipe.grad_ckpt)
+    if device.type == "cuda":
+        model, sample = model.to(device), task.sample_input().to(device)
+        batch = memory.largest_batch(limit, lambda n: memory.real_step_fits(model, sample, recipe, n), recipe.repeats)
+    else:
+        guess = memory.estimate(model, task.sample_input(), recipe)
+        free = memory.available(device) / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if not free:
+            raise UserError("batch is auto and this system does not say how much memory is free", "Give --batch N")
+        batch = memory.largest_batch(limit, lambda n: guess.total(n) * 1e9 <= free, recipe.repeats)
+    return dataclasses.replace(recipe, batch=min(processes.gather(batch)))
+
+
+def _describe(job: Job) -> None:
+    """Data, network, learning rate and memory, before the first step."""
+    r, task, say = job.recipe, job.task, job.folder.say
+    model, world = task.model, processes.world_size()
+    for line in task.describe():
+        say(line)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    say(f"Model {task.model_name}: {sum(p.numel() for p in model.parameters())} parameters, {trainable} trainable")
+    samples = int(r.batch) * r.accumulate * world
+    say(
+        f"Learning rate {r.lr:.3e} per {r.lr_batch or samples} samples -> {r.lr * lr_scale(r, samples):.3e} for "
+        f"{samples} samples per update (batch {r.batch} x accumulate {r.accumulate} x processes {world})"
+    )
+    if r.warmup_epochs >= r.epochs:
+        say(f"The warm-up of {r.warmup_epochs:g} epochs is as long as the run or longer: the peak is not reached")
+    model.train()
+    model.set_grad_checkpointing(r.grad_ckpt)
+    shards = world if r.strategy == "fsdp" else 1
+    guess = memory.estimate(model, task.sample_input().to(next(model.parameters()).device), r, shards)
+    free = memory.available(job.parts.device)
+    say(
+        f"Memory about {guess.total(int(r.batch)):.2f} GB per process at batch {r.batch} "
+        f"({guess.fixed / 1e9:.2f} GB weights and optimiser, {guess.per_sample / 1e6:.1f} MB per sample)"
+        + (f", {free / 1e9:.1f} GB free" if free else "")
+    )
+    say(f"Writing to {job.folder.path}, {job.parts.train.steps} steps per epoch, device {job.parts.device}")
+
+
+def _fit(job: Job) -> None:
+    from openmvit.training.engine import fit
+
+    with _signals(job):
+        job.folder.cut_losses(job.progress.step)
+        fit(job)
+
+
+@contextmanager
+def _signals(job: Job) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the job to stop."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, job.ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finish(job: Job) -> None:
+    """Curves, and the lines that say what to do next."""
+    folder, progress = job.folder, job.progress
+    if not folder.writes:
+        return
+    if job.recipe.plots:
+        report.plot_results(folder.path / "results.csv", folder.path / "results.png")
+    early = " (no improvement for a while)" if progress.epoch < job.recipe.epochs else ""
+    folder.say(f"Finished {progress.epoch} epochs in {clock(progress.seconds)}{early}")
+    if len(job.parts.bad_files):
+        folder.say(f"{len(job.parts.bad_files)} unreadable files are listed in {folder.path / 'bad_files.txt'}")
+    best = folder.weights / "best.safetensors"
+    folder.say(f"Best {job.task.metric} {progress.best:.4f} (epoch {progress.best_epoch}): {best}")
+    folder.say(f"Next: openmvit predict {shlex.quote(str(folder.path))} IMAGES")

@@ -1,0 +1,357 @@
+"""What is trained on what: data, network, loss, score and card of one kind of task. Knows nothing of the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openmvit import checkpoint, weights, zoo
+from openmvit.config import MViTConfig
+from openmvit.data.badfiles import BadFiles
+from openmvit.data.counter import mix
+from openmvit.data.images import ImageDataset, open_images
+from openmvit.data.mixing import Mixing
+from openmvit.data.sampler import ResumableSampler
+from openmvit.data.samples import LabelledData
+from openmvit.data.transforms import TestTransform, TrainTransform
+from openmvit.errors import UserError
+from openmvit.evaluation.classification import ClassificationScores, MultiLabelScores
+from openmvit.model import MViT
+from openmvit.training import processes
+from openmvit.training.folder import RunFolder, library_versions
+from openmvit.training.loading import Batch, EpochLoader
+from openmvit.training.optim import soft_cross_entropy
+from openmvit.training.recipe import Recipe
+
+SMALLEST = "mvitv2_tiny"
+DEFAULT_SCORED = 2000
+"""Classes up to which the confusion matrix is drawn."""
+
+
+class Validation(Protocol):
+    """Collects the outputs of one validation."""
+
+    def update(self, output: Tensor, batch: Batch) -> None:
+        """Add the network's output for a batch."""
+        ...
+
+    def result(self) -> dict[str, float]:
+        """Figures over all processes, the watched metric among them. Every process must call it."""
+        ...
+
+    def pictures(self) -> dict[str, Any]:
+        """What report.py can draw: `confusion`, a matrix [true, guessed], if there is one."""
+        ...
+
+
+class Task(Protocol):
+    """One kind of job. Further kinds (video, detection, action) are further small classes."""
+
+    name: str
+    metric: str
+    model: MViT
+    model_name: str
+    recipe: Recipe
+
+    def train_loader(self, batch: int, pin: bool) -> EpochLoader: ...
+
+    def val_loader(self, batch: int, pin: bool) -> EpochLoader: ...
+
+    def sample_input(self) -> Tensor:
+        """An input of the training size, `[1, C, *size]`."""
+        ...
+
+    def loss(self, network: nn.Module, batch: Batch, step: int) -> Tensor:
+        """Mean loss of a batch; everything random outside the network depends on (seed, step, rank) alone."""
+        ...
+
+    def validation(self, device: torch.device) -> Validation: ...
+
+    def bad_files(self, path: Path) -> BadFiles: ...
+
+    def note_bad(self, bad_files: BadFiles, index: Tensor, bad: Tensor) -> None: ...
+
+    def paths(self, index: list[int]) -> list[str]:
+        """Training files by their index, for messages."""
+        ...
+
+    def card(self, score: Mapping[str, Any]) -> dict[str, Any]: ...
+
+    def about(self) -> dict[str, Any]:
+        """Plain data that a resumed run needs to build the same network."""
+        ...
+
+    def describe(self) -> list[str]: ...
+
+
+class ImageTask:
+    """Image classification, with one label (cross entropy, top-1) or several (binary cross entropy, mAP).
+
+    Args:
+        recipe: with its data, model, input and augmentation fields.
+        data: the opened data.
+        model: the network, with as many outputs as there are classes.
+        model_name: how the card calls it.
+        licence: of the weights it started from, empty for random ones.
+    """
+
+    name = "image"
+
+    def __init__(self, recipe: Recipe, data: LabelledData, model: MViT, model_name: str, licence: str) -> None:
+        self.recipe, self.data, self.model = recipe, data, model
+        self.model_name, self.licence = model_name, licence
+        self.metric = "mAP" if data.multilabel else "top1"
+        self.imgsz = recipe.imgsz or model.config.input_size[-1]
+        self.mixing = Mixing(
+            recipe.mixup, recipe.cutmix, recipe.mix_prob, recipe.mix_switch, recipe.label_smoothing, len(data.classes)
+        )
+
+    def train_loader(self, batch: int, pin: bool) -> EpochLoader:
+        """Shuffled, augmented training batches of this rank."""
+        r = self.recipe
+        transform = TrainTransform(
+            self.imgsz, r.crop_scale, r.crop_aspect, r.flip, r.auto_augment, r.erase, r.mean, r.std, r.interpolation
+        )
+        sampler = self._sampler("train", shuffle=True, repeats=r.repeats)
+        dataset = self._dataset("train", transform)
+        return EpochLoader(dataset, sampler, batch=batch, workers=r.workers, drop_last=True, pin=pin)
+
+    def val_loader(self, batch: int, pin: bool) -> EpochLoader:
+        """Validation batches of this rank, in order, every sample once."""
+        dataset = self._dataset("val", TestTransform(**self.preprocessing()))
+        sampler = self._sampler("val", shuffle=False)
+        return EpochLoader(dataset, sampler, batch=batch, workers=self.recipe.workers, drop_last=False, pin=pin)
+
+    def _sampler(self, split: str, *, shuffle: bool, repeats: int = 1) -> ResumableSampler:
+        return ResumableSampler(
+            len(self.data.splits[split]),
+            seed=self.recipe.seed,
+            shuffle=shuffle,
+            rank=processes.rank(),
+            world_size=processes.world_size(),
+            repeats=repeats,
+        )
+
+    def _dataset(self, split: str, transform: Any) -> ImageDataset:
+        return ImageDataset(
+            self.data.splits[split],
+            transform,
+            seed=self.recipe.seed,
+            multilabel=self.data.multilabel,
+            num_classes=len(self.data.classes),
+        )
+
+    def sample_input(self) -> Tensor:
+        """Zeros `[1, C, imgsz, imgsz]`."""
+        return torch.zeros(1, self.model.config.in_chans, self.imgsz, self.imgsz)
+
+    def loss(self, network: nn.Module, batch: Batch, step: int) -> Tensor:
+        """Mean loss of a mixed batch, float32 `[]`."""
+        generator = torch.Generator().manual_seed(mix(self.recipe.seed, step, processes.rank()))
+        images, targets = self.mixing(batch["image"], batch["label"], generator)
+        logits = network(images)
+        if self.data.multilabel:
+            return F.binary_cross_entropy_with_logits(logits.float(), targets)
+        return soft_cross_entropy(logits, targets)
+
+    def validation(self, device: torch.device) -> ImageValidation:
+        """A fresh collection."""
+        return ImageValidation(len(self.data.classes), self.data.multilabel, device)
+
+    def bad_files(self, path: Path) -> BadFiles:
+        """The list of unreadable training files."""
+        return BadFiles(self.recipe.max_bad, len(self.data.splits["train"]), path)
+
+    def note_bad(self, bad_files: BadFiles, index: Tensor, bad: Tensor) -> None:
+        """Count the unreadable files of some training samples."""
+        bad_files.add(self.data.splits["train"], index, bad)
+
+    def paths(self, index: list[int]) -> list[str]:
+        """Training files by their index."""
+        return [str(self.data.splits["train"].path(i)) for i in index]
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How a test image is prepared, as the card says it."""
+        r = self.recipe
+        return {
+            "imgsz": self.imgsz,
+            "mean": r.mean,
+            "std": r.std,
+            "crop_ratio": r.crop_ratio,
+            "interpolation": r.interpolation,
+        }
+
+    def card(self, score: Mapping[str, Any]) -> dict[str, Any]:
+        """Header of a checkpoint of this run."""
+        return {
+            "architecture": self.model.config.to_dict(),
+            "model": self.model_name,
+            "task": self.name,
+            "classes": list(self.data.classes),
+            "multilabel": self.data.multilabel,
+            "preprocessing": self.preprocessing(),
+            "data": str(self.recipe.data),
+            "recipe": dataclasses.asdict(self.recipe),
+            "versions": library_versions(),
+            "licence": self.licence,
+            "score": dict(score),
+            "ema": self.recipe.ema > 0,
+        }
+
+    def about(self) -> dict[str, Any]:
+        """Architecture, name and licence of the network."""
+        return {"architecture": self.model.config.to_dict(), "model": self.model_name, "licence": self.licence}
+
+    def describe(self) -> list[str]:
+        """Lines about the data, for the user."""
+        sizes = ", ".join(f"{name} {len(table)}" for name, table in self.data.splits.items())
+        kind = " (several labels per image)" if self.data.multilabel else ""
+        return [f"Data {self.data.root}: {len(self.data.classes)} classes{kind}, {sizes}", *self.data.notes]
+
+    def write_split(self, folder: RunFolder) -> None:
+        """Write val.txt, the validation files; on a resume, compare with it instead.
+
+        Raises:
+            UserError: if the files differ from those that the run was started with.
+        """
+        table = self.data.splits["val"]
+        text = "".join(f"{table.path(i).as_posix()}\n" for i in range(len(table)))
+        path = folder.path / "val.txt"
+        if not path.exists():
+            folder.write_text("val.txt", text)
+        elif folder.writes and path.read_text(encoding="utf-8", errors="surrogateescape") != text:
+            raise UserError(f"The validation files differ from those in {path}", "Restore the data, or start a new run")
+
+
+class ImageValidation:
+    """Scores of one validation over all processes; samples with unreadable files are left out."""
+
+    def __init__(self, num_classes: int, multilabel: bool, device: torch.device) -> None:
+        self._device = device
+        self._scores = MultiLabelScores(num_classes) if multilabel else ClassificationScores(num_classes, device=device)
+        self._sums = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+
+    def update(self, output: Tensor, batch: Batch) -> None:
+        """Add logits `[B, num_classes]`."""
+        keep, labels = batch["bad"] == 0, batch["label"]
+        if isinstance(self._scores, MultiLabelScores):
+            loss = F.binary_cross_entropy_with_logits(output.float(), labels, reduction="none").mean(dim=1)
+        else:
+            loss = F.cross_entropy(output.float(), labels, reduction="none")
+        self._scores.update(output, labels, keep)
+        self._sums += torch.stack([loss[keep].sum(), keep.sum()]).to(self._sums.dtype)
+
+    def result(self) -> dict[str, float]:
+        """`val_loss` and the scores."""
+        processes.total(self._sums)
+        if isinstance(self._scores, MultiLabelScores):
+            parts = processes.gather(self._scores.tensors())
+            self._scores = MultiLabelScores(self._scores.num_classes)
+            for scores, targets in parts:
+                self._scores.update(scores, targets)
+        else:
+            for value in self._scores.sums.values():
+                processes.total(value)
+        loss, count = self._sums.tolist()
+        return {"val_loss": loss / max(count, 1.0), **self._scores.compute()}
+
+    def pictures(self) -> dict[str, Any]:
+        """The confusion matrix, unless there are several labels or too many classes."""
+        if isinstance(self._scores, MultiLabelScores) or self._scores.num_classes > DEFAULT_SCORED:
+            return {}
+        return {"confusion": self._scores.confusion}
+
+
+def open_task(recipe: Recipe, about: Mapping[str, Any] | None = None) -> ImageTask:
+    """Open the data and build the network that a recipe names.
+
+    Args:
+        about: what a resumed run said of its network, whose weights are put in later; None builds what the recipe says.
+    Raises:
+        UserError: if the data or the weights cannot be had or do not fit each other.
+    """
+    if recipe.data is None:
+        raise UserError("No data is named", "Give --data FOLDER with one folder per class, or a CSV file")
+    data = open_images(recipe.data, seed=recipe.seed, val_fraction=recipe.val_fraction)
+    torch.manual_seed(recipe.seed)
+    if about is not None:
+        model = MViT(MViTConfig.from_dict(about["architecture"]))
+        return ImageTask(recipe, data, model, about["model"], about["licence"])
+    changes: dict[str, Any] = {"num_classes": len(data.classes)}
+    for key, value in (("drop_path_rate", recipe.drop_path), ("drop_rate", recipe.dropout)):
+        if value is not None:
+            changes[key] = value
+    model, name, licence = _build(recipe, changes)
+    if model.config.ndim != 2:
+        raise UserError(f"{name} takes clips and {recipe.data} holds images", "Choose a model for images")
+    return ImageTask(recipe, data, model, name, licence)
+
+
+def _build(recipe: Recipe, changes: dict[str, Any]) -> tuple[MViT, str, str]:
+    """The network, its name and the licence of its weights."""
+    start = {"default": True, "none": False}.get(recipe.weights, recipe.weights)
+    own = checkpoint.read(recipe.weights)[1] if Path(recipe.weights).exists() else None
+    name, licence = recipe.model or (own or {}).get("model") or SMALLEST, (own or {}).get("licence", "")
+    if Path(name).suffix == ".json" or (own is not None and recipe.model is None):
+        fields = own["architecture"] if own is not None and recipe.model is None else _read_architecture(Path(name))
+        if recipe.imgsz:
+            changes["input_size"] = (*fields.get("input_size", (0, 0))[:-2], recipe.imgsz, recipe.imgsz)
+        model = MViT(MViTConfig.from_dict({**fields, **changes}))
+        if own is None and recipe.weights == "default":
+            raise UserError(f"No weights of {name} were released", "Give --weights FILE, or --weights none")
+        if start is not False:
+            zoo.load_pretrained(model, Path(name).stem, start)
+        return model, Path(name).stem, licence
+    if recipe.imgsz:
+        changes["img_size"] = recipe.imgsz
+    model = zoo.create_model(name, start, **changes)
+    base, _, tag = name.partition(".")
+    if own is None and (start is not False or tag) and not Path(recipe.weights).exists():
+        licence = weights.find_card(base, tag or (None if start is True else str(start))).licence
+    return model, base, licence
+
+
+def _read_architecture(path: Path) -> dict[str, Any]:
+    """Fields of MViTConfig from a JSON file: bare, or under `architecture` as in a run's model.json."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Cannot read the architecture {path} ({error})", "Give a model name or a model.json"
+        ) from error
+    fields = content.get("architecture", content) if isinstance(content, dict) else None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} holds no architecture", "Give a JSON object of the fields of MViTConfig")
+    return fields
+
+
+def freeze(model: MViT, recipe: Recipe) -> list[nn.Module]:
+    """Switch off the gradients of what the recipe freezes; returns the frozen modules, which stay in eval mode.
+
+    Raises:
+        UserError: if `freeze` is neither `backbone` nor a number of blocks, or contradicts `tune`.
+    """
+    if recipe.freeze is None and recipe.tune == "all":
+        return []
+    if recipe.tune == "head" or recipe.freeze == "backbone":
+        if recipe.freeze not in (None, "backbone"):
+            raise UserError(f"tune head and freeze {recipe.freeze} are both given", "Give one of them")
+        trained = {id(p) for p in model.classifier_parameters()}
+        frozen = [module for name, module in model.named_children() if name != "head"]
+    else:
+        count = int(recipe.freeze) if recipe.freeze is not None and recipe.freeze.isdigit() else -1
+        if not 0 <= count <= len(model.blocks):
+            raise UserError(f"freeze is {recipe.freeze!r}", f"Accepted: backbone, or a number 0..{len(model.blocks)}")
+        trained = {id(p) for n, p in model.named_parameters() if model.layer_id(n) > count}
+        frozen = [m for n, m in model.named_children() if n in ("patch_embed", "norm_stem")]
+        frozen += list(model.blocks[:count])
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    return frozen
