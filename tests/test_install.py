@@ -98,7 +98,7 @@ def test_installed_command_trains_from_a_named_recipe(environment, tmp_path):
             for i in range(count):
                 Image.new("RGB", (40 + i, 40), (colour, colour + i, colour)).save(folder / f"{i}.png")
     main = "import sys; from openmvit.cli import main; sys.exit(main())"
-    options = "--imgsz 32 --epochs 1 --warmup_epochs 0 --batch 4 --workers 0 --device cpu --plots false"
+    options = "--imgsz 32 --epochs 1 --warmup-epochs 0 --batch 4 --workers 0 --device cpu --plots false"
     words = ["train", "imagenet/mvitv2_tiny", "--data", "images", *options.split()]
     run(environment, "-c", main, *words, cwd=tmp_path)
     (best,) = tmp_path.glob("runs/image/*/weights/best.safetensors")
