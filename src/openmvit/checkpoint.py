@@ -111,7 +111,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            # Copied to aligned memory: kernels chosen by alignment would change the last bit of the outputs.
+            state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
         card = json.loads(metadata[HEADER]) if HEADER in metadata else None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"Cannot read {path} ({error})", "The file is damaged; fetch or train it again") from error

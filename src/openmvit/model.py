@@ -49,6 +49,8 @@ class MViT(nn.Module):
     """MViTv2 and MViTv1 on any number of axes.
 
     Any input size, aspect ratio and number of frames runs with any weights: position tables are resized to the grid.
+    Where the head reads the class token, the grid rows of the last block lead nowhere: what only they use (its query
+    filter and relative tables) gets no gradient: `unused_parameters` names it.
 
     Raises:
         UserError: from `forward`, if the input has another number of axes or channels than the configuration.
@@ -95,7 +97,7 @@ class MViT(nn.Module):
             leaf = name.rpartition(".")[2]
             if leaf == "cls_token" or leaf.startswith(("pos_embed", "rel_pos")):
                 zero = leaf.startswith("rel_pos") and self.config.rel_pos_zero_init
-                nn.init.trunc_normal_(parameter, std=0.0 if zero else 0.02)
+                nn.init.zeros_(parameter) if zero else nn.init.trunc_normal_(parameter, std=0.02)
             elif slowfast and leaf == "weight" and parameter.dim() > 2:
                 nn.init.trunc_normal_(parameter, std=0.02)
         if isinstance(self.head.projection, nn.Linear):
@@ -124,6 +126,13 @@ class MViT(nn.Module):
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
         return self.config.depth + 1 if name.startswith(("norm.", "head.")) else 0
+
+    def unused_parameters(self) -> set[str]:
+        """Names of the parameters that the logits do not depend on, which data-parallel training has to know."""
+        if self.config.head_reads != "token":
+            return set()
+        last = f"blocks.{self.config.depth - 1}.attn."
+        return {name for name, _ in self.named_parameters() if name.startswith((f"{last}rel_pos_", f"{last}pool_q."))}
 
     def check_input(self, x: Tensor) -> None:
         """Raise a UserError that prints the shape wanted."""

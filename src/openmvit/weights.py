@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openmvit.checkpoint import read, read_pickle
 from openmvit.config import MViTConfig
-from openmvit.convert import config_from, expected_shapes, to_native
+from openmvit.convert import config_from, expected_shapes, to_native, unwrap
 from openmvit.errors import UserError, did_you_mean
 
 
@@ -80,7 +80,8 @@ def fetch(card: WeightCard) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / card.url.rpartition("/")[2]
     if path.is_file():
         return path
-    print(f"Downloading {card.url} to {path}", file=sys.stderr)
+    if sys.stderr.isatty():
+        print(f"Downloading {card.url} to {path}", file=sys.stderr)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written under another name and renamed when complete.
@@ -104,6 +105,7 @@ def read_weights(path: str | Path, config: MViTConfig) -> tuple[dict[str, Tensor
     state, card = read(path)
     if card is not None:
         return state, MViTConfig.from_dict(card["architecture"]), card
+    state = unwrap(state)
     source = "timm" if any(key.startswith("stages.") for key in state) else "slowfast"
     made_for = _settings_in_file(path) or _config_from_shapes(state, config, source)
     return to_native(source, made_for, state), made_for, None

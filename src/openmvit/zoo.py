@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from openmvit.checkpoint import load_weights, read_model
+from torch import Tensor
+
+from openmvit.checkpoint import find, load_weights, read, read_model, save
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError, did_you_mean
 from openmvit.model import FeatureMaps, MViT
-from openmvit.weights import fetch, find_card, read_weights
+from openmvit.weights import cards, fetch, find_card, read_weights
 
 # depths, embed_dim, num_heads (paper, Table 1; H: Table 2)
 _SIZES: dict[str, dict[str, Any]] = {
@@ -45,6 +48,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "mvitv1_base_16": _SIZES["small"] | _V1 | {"drop_path_rate": 0.1},
     "mvitv1_base_24": _SIZES["base"] | _V1 | {"drop_path_rate": 0.1},
+    # Ours, for the demo: trains on a CPU in minutes. Nobody published it.
+    "mvitv2_micro": {"input_size": (32, 32), "depths": (1, 2, 2), "embed_dim": 48, "drop_path_rate": 0.0},
 }
 """Name -> fields of MViTConfig that differ from its defaults."""
 
@@ -140,6 +145,8 @@ def load_pretrained(model: MViT, name: str, weights: bool | str | Path, *, stric
 def load_model(target: str | Path) -> tuple[MViT, dict[str, Any]]:
     """The network that a run folder, a file or a model name with released weights means, in eval mode, and its card.
 
+    A file of another project is read too, when its tensors are those of a network here.
+
     Raises:
         UserError: if there is no such run, file or model.
     """
@@ -158,4 +165,72 @@ def load_model(target: str | Path) -> tuple[MViT, dict[str, Any]]:
         }
     if not Path(target).exists() and "/" not in text and "." not in text:
         raise UserError(f"{text} is no model, run folder or file", did_you_mean(text, ARCHITECTURES))
-    return read_model(target)
+    path = find(target)
+    state, card = read(path)
+    if card is not None:
+        return read_model(path)
+    return _read_foreign(path, find_architecture(state, path))
+
+
+def find_architecture(state: Mapping[str, Tensor], path: str | Path) -> str:
+    """Name of the architecture that the tensors of another project's file belong to.
+
+    Raises:
+        UserError: if there is none.
+    """
+    shape = _outline(state)
+    for name in ARCHITECTURES:
+        config = model_config(name)
+        own = (config.depth, config.embed_dim, config.cls_token, config.relative_position != "none")
+        if shape == own:
+            return name
+    depth, width, *_ = shape
+    raise UserError(
+        f"The tensors of {path} ({depth} blocks, width {width}) are those of no network here",
+        "Give a file of one of the models that openmvit models lists",
+    )
+
+
+def _outline(state: Mapping[str, Tensor]) -> tuple[int, int, bool, bool]:
+    """Number of blocks, width, class token, relative position, as the keys of any known project tell."""
+    blocks = {match[1] for key in state if (match := re.search(r"((?:stages\.\d+\.)?blocks\.\d+)\.", key))}
+    width = next((int(value.shape[0]) for key, value in state.items() if key.endswith("patch_embed.proj.weight")), 0)
+    return len(blocks), width, any(k.endswith("cls_token") for k in state), any("rel_pos_" in k for k in state)
+
+
+def _read_foreign(path: Path, name: str) -> tuple[MViT, dict[str, Any]]:
+    """The network in another project's file, and what is known about it; class names are not."""
+    state, config, _ = read_weights(path, model_config(name))
+    model = MViT(config)
+    load_weights(model, state, config)
+    own = [card for card in cards() if card.model == name]
+    card = next((card for card in own if card.url.endswith(f"/{path.name}")), None)
+    size = {"imgsz": config.input_size[-1]}
+    return model.eval(), {
+        "model": name,
+        "task": "image",
+        "classes": [],
+        "architecture": config.to_dict(),
+        "preprocessing": (card or cards()[0]).preprocessing | size,
+        "licence": card.licence if card else "",
+    }
+
+
+def convert_file(file: str | Path, to: str | Path | None = None, model: str | None = None) -> str:
+    """Write another project's weights as one of our files; returns a sentence about it.
+
+    Args:
+        to: file to write; default: the same name with .safetensors.
+        model: architecture; default: found by the tensors.
+    Raises:
+        UserError: if the file cannot be read, is no known network, or the new file exists.
+    """
+    path = find(file)
+    target = Path(to) if to is not None else path.with_suffix(".safetensors")
+    if target.exists():
+        raise UserError(f"{target} exists", "Give another file with --to")
+    network, card = _read_foreign(path, model) if model is not None else load_model(path)
+    save(target, network.state_dict(), card)
+    parameters = sum(p.numel() for p in network.parameters())
+    classes = network.config.num_classes
+    return f"{target}: {card.get('model', 'a network')}, {parameters} parameters, {classes} classes"

@@ -91,8 +91,7 @@ def to_native(source: str, config: MViTConfig, state_dict: Mapping[str, Tensor])
     Raises:
         UserError: if a key has no place in the network, or a place got no tensor.
     """
-    state = {_unwrapped(key): tensor for key, tensor in state_dict.items()}
-    native = map_keys(state, _source(source).rules(config), config.depths, to_native=True)
+    native = map_keys(unwrap(state_dict), _source(source).rules(config), config.depths, to_native=True)
     expected = expected_shapes(config)
     extra, missing = native.keys() - expected.keys(), expected.keys() - native.keys()
     if extra or missing:
@@ -108,10 +107,14 @@ def from_native(source: str, config: MViTConfig, state_dict: Mapping[str, Tensor
     return map_keys(state_dict, _source(source).rules(config), config.depths, to_native=False)
 
 
-def _unwrapped(key: str) -> str:
-    for wrapper in _WRAPPERS:
-        key = key.replace(wrapper, "")
-    return key
+def unwrap(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under keys without the names that training wrappers put into them."""
+    state: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        for wrapper in _WRAPPERS:
+            key = key.replace(wrapper, "")
+        state[key] = tensor
+    return state
 
 
 def _named(keys: set[str]) -> str:

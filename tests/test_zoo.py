@@ -1,0 +1,163 @@
+"""Names, changes and weights: what `create_model` promises."""
+
+import http.server
+import threading
+from functools import partial
+
+import pytest
+import torch
+import yaml
+
+from openmvit import UserError, create_model, list_models, weights
+from openmvit.convert import from_native
+from openmvit.zoo import ARCHITECTURES, load_model, model_config
+
+# Counted on the released networks.
+PARAMETERS = {
+    "mvitv2_tiny": 24173320, "mvitv2_small": 34870216, "mvitv2_base": 51472744, "mvitv2_large": 217992952,
+    "mvitv2_base_cls": 65444032, "mvitv2_large_cls": 234583216, "mvitv2_huge_cls": 694804128,
+    "mvitv1_base_16": 36982600,
+}  # fmt: skip
+TEST_NAME = "mvitv2_tiny"
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts(name):
+    with torch.device("meta"):
+        model = create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+def test_names_and_patterns():
+    assert set(PARAMETERS) <= set(list_models())
+    assert list_models("*_cls") == ["mvitv2_base_cls", "mvitv2_large_cls", "mvitv2_huge_cls"]
+    with pytest.raises(UserError, match="Did you mean 'mvitv2_small'"):
+        create_model("mvitv2_smal")
+    with pytest.raises(UserError, match="'num_classes'"):
+        create_model("mvitv2_tiny", num_clases=3)
+    with pytest.raises(UserError, match="takes images"):
+        create_model("mvitv2_tiny", num_frames=8)
+
+
+def test_changes():
+    config = model_config("mvitv2_tiny", img_size=(384, 320), num_classes=7, in_chans=1, drop_path_rate=0.2)
+    assert config.input_size == (384, 320)
+    assert (config.num_classes, config.in_chans, config.drop_path_rate) == (7, 1, 0.2)
+    backbone = create_model("mvitv2_tiny", features_only=True, out_indices=(1, 3))
+    assert backbone.channels == [192, 768]
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A narrow network under a published name: the real loading code on files that take no time."""
+    torch.manual_seed(0)
+    return create_model(TEST_NAME, embed_dim=16, num_classes=11)
+
+
+CFG = {
+    "MVIT": {
+        "MODE": "conv", "POOL_FIRST": False, "CLS_EMBED_ON": False, "PATCH_KERNEL": [7, 7], "PATCH_STRIDE": [4, 4],
+        "PATCH_PADDING": [3, 3], "EMBED_DIM": 16, "NUM_HEADS": 1, "MLP_RATIO": 4.0, "QKV_BIAS": True,
+        "DROPPATH_RATE": 0.1, "DEPTH": 10, "DIM_MUL": [[1, 2.0], [3, 2.0], [8, 2.0]],
+        "HEAD_MUL": [[1, 2.0], [3, 2.0], [8, 2.0]], "POOL_KV_STRIDE_ADAPTIVE": [4, 4],
+        "POOL_Q_STRIDE": [[i, *((2, 2) if i in (1, 3, 8) else (1, 1))] for i in range(10)],
+        "POOL_KVQ_KERNEL": [3, 3], "ZERO_DECAY_POS_CLS": False, "USE_ABS_POS": False, "REL_POS_SPATIAL": True,
+        "REL_POS_ZERO_INIT": False, "RESIDUAL_POOLING": True, "DIM_MUL_IN_ATT": True,
+    },
+    "DATA": {"TRAIN_CROP_SIZE": 224, "INPUT_CHANNEL_NUM": [3, 3]},
+    "MODEL": {"NUM_CLASSES": 11, "DROPOUT_RATE": 0.0},
+    "SOLVER": {"BASE_LR": 0.1},
+}  # fmt: skip
+
+
+def write(path, model, kind):
+    """A file of each family and wrapper, as the projects write them."""
+    state = model.state_dict()
+    if kind == "authors":
+        content = {"model_state": state, "epoch": 300, "optimizer_state": {"lr": 0.1}, "cfg": yaml.safe_dump(CFG)}
+    elif kind == "ddp":
+        content = {"model_state": {f"module.{k}": v for k, v in state.items()}}
+    elif kind == "five_axes":
+        content = {"model_state": {k: v.unsqueeze(2) if ".pool_" in k else v for k, v in state.items()}}
+    else:
+        content = from_native("timm", model.config, state)
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize("kind", ["authors", "ddp", "five_axes", "timm"])
+@torch.no_grad()
+def test_files_of_every_family_load(tmp_path, small, kind, capsys):
+    write(tmp_path / "w.pyth", small, kind)
+    model = create_model(TEST_NAME, pretrained=tmp_path / "w.pyth", embed_dim=16, num_classes=11)
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model.eval()(x), small.eval()(x))
+    assert "loaded" in capsys.readouterr().err
+    other = create_model(TEST_NAME, pretrained=str(tmp_path / "w.pyth"), embed_dim=16, num_classes=3, img_size=256)
+    assert other.load_report.reinitialised == ["head.projection.weight", "head.projection.bias"]
+    assert len(other.load_report.resized) == 20
+
+
+def test_a_file_of_another_architecture_is_refused(tmp_path, small):
+    write(tmp_path / "w.pyth", small, "timm")
+    with pytest.raises(UserError, match="do not fit"):
+        create_model("mvitv2_small", pretrained=tmp_path / "w.pyth", embed_dim=16)
+
+
+def test_cards_are_found_by_tag_and_short_tag():
+    for card in weights.cards():
+        assert card.model in ARCHITECTURES
+        assert card.url.endswith(".pyth")
+        assert {"imgsz", "mean", "std", "crop_ratio", "interpolation"} == card.preprocessing.keys()
+    assert weights.find_card("mvitv2_small", "in1k").name == "mvitv2_small.fb_in1k"
+    assert weights.find_card("mvitv2_base_cls").num_classes == 19168
+    with pytest.raises(UserError, match="fb_in1k"):
+        weights.find_card("mvitv2_small", "fb_in22k")
+    with pytest.raises(UserError, match="No weights of mvitv1_base_24"):
+        weights.find_card("mvitv1_base_24")
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The released files' place, played by this machine."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def redirected(monkeypatch, url, **changes):
+    cards = [weights.WeightCard(**vars(c) | {"url": f"{url}/w.pyth"} | changes) for c in weights.cards()]
+    monkeypatch.setattr(weights, "cards", lambda: tuple(cards))
+
+
+@torch.no_grad()
+def test_default_weights_are_fetched_once_and_loaded(server, small, tmp_path, monkeypatch, capsys):
+    folder, url = server
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    redirected(monkeypatch, url)
+    write(folder / "w.pyth", small, "authors")
+    model = create_model(f"{TEST_NAME}.in1k", embed_dim=16, num_classes=11).eval()
+    assert "mvitv2_tiny.fb_in1k" in capsys.readouterr().err
+    (folder / "w.pyth").unlink()
+    again = create_model(TEST_NAME, pretrained=True, embed_dim=16, num_classes=11).eval()
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(model(x), again(x))
+    assert torch.equal(model(x), small.eval()(x))
+
+
+def test_weights_that_cannot_be_had_name_the_ways_out(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    redirected(monkeypatch, server[1])
+    with pytest.raises(UserError, match=r"--weights FILE, or --weights none"):
+        create_model(TEST_NAME, pretrained=True)
+    assert not list((tmp_path / "cache").rglob("*.pyth"))
+
+
+def test_load_model_takes_names_and_says_what_is_near():
+    with pytest.raises(UserError, match="Did you mean 'mvitv2_tiny'"):
+        load_model("mvitv2_tiy")
+    with pytest.raises(UserError, match="no file or run folder"):
+        load_model("runs/image/none")
