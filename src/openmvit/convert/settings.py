@@ -36,6 +36,9 @@ _READ = {
     "POOL_KVQ_KERNEL", "SEP_POS_EMBED", "DROPOUT_RATE", "USE_ABS_POS", "REL_POS_SPATIAL", "REL_POS_TEMPORAL",
     "USE_FIXED_SINCOS_POS", "REV",
 }  # fmt: skip
+_NEEDED = {
+    "PATCH_KERNEL", "PATCH_STRIDE", "PATCH_PADDING", "EMBED_DIM", "NUM_HEADS", "DEPTH", "DIM_MUL", "HEAD_MUL",
+}  # fmt: skip
 # Top-level keys of the flat form (the JSON beside a recorded network).
 _FLAT = {"source", "crop_size", "num_frames", "num_classes", "in_chans", "drop_rate", "head", "outputs", "MVIT"}
 
@@ -57,18 +60,6 @@ def config_from_mvit(settings: Mapping[str, Any]) -> MViTConfig:
     for key in m:
         if key not in known:
             raise UserError(f"Unknown setting MVIT.{key}", did_you_mean(key, sorted(known)))
-    for key in (
-        "PATCH_KERNEL",
-        "PATCH_STRIDE",
-        "PATCH_PADDING",
-        "EMBED_DIM",
-        "NUM_HEADS",
-        "DEPTH",
-        "DIM_MUL",
-        "HEAD_MUL",
-    ):
-        if key not in m:
-            raise UserError(f"MVIT.{key} is absent", "Give the whole MVIT section, defaults included")
     _refuse(m, flat)
     fields: dict[str, Any] = {ours: m[theirs] for theirs, ours in _DIRECT.items() if theirs in m}
     ndim = len(m["PATCH_KERNEL"])
@@ -101,7 +92,9 @@ def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse(m: Mapping[str, Any], flat: Mapping[str, Any]) -> None:
-    """Values that need another network."""
+    """Absent settings, and values that need another network."""
+    for key in sorted(_NEEDED - m.keys()):
+        raise UserError(f"MVIT.{key} is absent", "Give the whole MVIT section, defaults included")
     if m.get("REV", {}).get("ENABLE"):
         raise UserError("MVIT.REV.ENABLE is true", "Reversible networks are not supported")
     if m.get("NORM", "layernorm") != "layernorm":
