@@ -99,8 +99,9 @@ def test_float_grey(tmp_path):
     Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32)).save(tmp_path / "f.tif")
     assert pixels(tmp_path / "f.tif")[0, :, 0].tolist() == [0, 128, 255]
     Image.fromarray(np.array([[0.0, 7.5]], np.float32)).save(tmp_path / "wide.tif")
-    with pytest.raises(ImageReadError, match=r"0\.\.7\.5 lie outside 0\.\.1"):
+    with pytest.raises(ImageReadError, match=r"0\.\.7\.5 lie outside 0\.\.1") as caught:
         read_image(tmp_path / "wide.tif")
+    assert caught.value.path == tmp_path / "wide.tif"
 
 
 def test_first_frame_of_an_animation(tmp_path):

@@ -79,8 +79,10 @@ def read_image(path: str | Path, stream: BinaryIO | None = None) -> Image.Image:
             upright = _UPRIGHT.get(_orientation(image))
             rgb = to_rgb(image)
         return rgb if upright is None else rgb.transpose(upright)
-    except (MemoryError, ImageReadError):
+    except MemoryError:
         raise
+    except ImageReadError as error:
+        raise ImageReadError(path, error.reason) from None
     except Exception as error:  # decoders of damaged files raise nearly every type
         raise ImageReadError(path, _reason(path, error, stream)) from error
 
@@ -129,8 +131,7 @@ def _grey8(image: Image.Image) -> np.ndarray:
     top = 1.0 if image.mode == "F" else 65535.0
     low, high = float(values.min()), float(values.max())
     if not 0.0 <= low <= high <= top:
-        name = getattr(image, "filename", "")
-        raise ImageReadError(name, f"grey values {low:g}..{high:g} lie outside 0..{top:g}, so white is unknown")
+        raise ImageReadError("image", f"grey values {low:g}..{high:g} lie outside 0..{top:g}, so white is unknown")
     return np.floor(values * (255.0 / top) + 0.5).astype(np.uint8)
 
 
