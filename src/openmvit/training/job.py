@@ -164,7 +164,7 @@ class Job:
         """
         p, every = self.progress, self.recipe.save_every
         p.step, p.step_in_epoch = p.step + 1, p.step_in_epoch + 1
-        self.parts.train.sampler.advance(self.parts.train.batch)
+        self.parts.train.order.advance(self.parts.train.batch)
         self._meter.steps += 1
         if p.step_in_epoch % self.recipe.accumulate and p.step_in_epoch != self.parts.train.steps:
             return
@@ -197,7 +197,7 @@ class Job:
         self.folder.write_results(p.results)
         self._reporter.line(self._summary(row))
         p.epoch, p.step_in_epoch, p.loss_sum = p.epoch + 1, 0, 0.0
-        self.parts.train.sampler.set_epoch(p.epoch)
+        self.parts.train.order.set_epoch(p.epoch)
         p.finished = last or bool(self.recipe.patience and p.stale >= self.recipe.patience)
         self.save()
         self._meter, self.parts.train.wait = Meter(), 0.0
@@ -206,7 +206,7 @@ class Job:
         """Write `weights/last`. Every process must call it."""
         p, engine = self.progress, self._engine
         p.seconds = self._earlier + time.monotonic() - self._started
-        own = {"rng": state.rng_state(self.parts.device), "sampler": self.parts.train.sampler.state_dict()}
+        own = {"rng": state.rng_state(self.parts.device), "sampler": self.parts.train.order.state_dict()}
         with self._slow():
             shared = state.capture(engine.network, engine.optimizer, engine.scaler, self._ema, p)
             shared["about"] = self.task.about()

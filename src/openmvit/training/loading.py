@@ -34,7 +34,9 @@ class EpochLoader:
         if batch % sampler.repeats:
             raise UserError(f"batch {batch} is no multiple of repeats {sampler.repeats}", "Change one of them")
         drop_last = drop_last and len(sampler) >= batch
-        self.sampler, self.batch, self.wait = sampler, batch, 0.0
+        self.batch, self.wait = batch, 0.0
+        # Not called `sampler`: the engine would set the epoch of such an attribute from its own counter.
+        self.order = sampler
         self.steps = len(sampler) // batch if drop_last else -(-len(sampler) // batch)
         """Batches of a whole epoch."""
         self._loader: DataLoader[Batch] = DataLoader(

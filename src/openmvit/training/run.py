@@ -162,7 +162,7 @@ def _prepare(
     pin = device.type == "cuda"
     loaders = task.train_loader(int(recipe.batch), pin), task.val_loader(int(recipe.batch), pin)
     if resumed is not None:
-        loaders[0].sampler.load_state_dict(resumed[1]["sampler"])
+        loaders[0].order.load_state_dict(resumed[1]["sampler"])
     else:
         # Each rank has its own dropout; the weights were drawn before, the same on all.
         torch.manual_seed(recipe.seed + 1_000_003 * (processes.rank() + 1))
