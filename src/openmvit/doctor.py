@@ -91,7 +91,7 @@ def _try_video() -> None:
             container.mux(video.encode(frame))
         container.mux(video.encode())
     stream.seek(0)
-    with av.open(stream) as container:
+    with av.open(stream, "r") as container:
         frames = sum(1 for _ in container.decode(video=0))
     if frames != 4:
         raise ValueError(f"decoded {frames} of 4 frames")

@@ -174,7 +174,11 @@ def _image(source: Source) -> Image.Image:
     if isinstance(source, str | Path):
         return read_image(source)
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (3, 4)):
+        if (
+            source.dtype != np.uint8
+            or source.ndim not in (2, 3)
+            or (source.ndim == 3 and source.shape[2] not in (3, 4))
+        ):
             raise UserError(
                 f"An array of {source.dtype} with shape {list(source.shape)} is no image",
                 "Give uint8 [H, W], [H, W, 3] or [H, W, 4]",
@@ -226,7 +230,9 @@ def draw_labels(predictions: Sequence[Prediction], folder: str | Path) -> list[P
                 _labelled(read_image(one.path), f"{one.labels[0]}  {one.probabilities[0]:.1%}").save(path)
                 written.append(path)
     except OSError as error:
-        raise UserError(f"Cannot write pictures to {folder} ({error.strerror or error})", "Choose another --out") from error
+        raise UserError(
+            f"Cannot write pictures to {folder} ({error.strerror or error})", "Choose another --out"
+        ) from error
     return written
 
 

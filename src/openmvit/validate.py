@@ -208,7 +208,9 @@ def results_text(results: dict[str, Any], most: int = 50) -> str:
     if len(rows) > len(shown):
         lines.append(f"... the worst {most} of {len(rows)} classes")
     p = results["protocol"]
-    view = f"resized to {int(p['imgsz'] / p['crop_ratio'])}, centre crop" if p["crop_ratio"] else "whole image squashed to"
+    view = (
+        f"resized to {int(p['imgsz'] / p['crop_ratio'])}, centre crop" if p["crop_ratio"] else "whole image squashed to"
+    )
     lines.append(f"{results['data']}, {results['split']}: {view} {p['imgsz']} x {p['imgsz']}, {p['interpolation']}")
     totals = " ".join(f"{key}={results[key]:.4f}" for key in ("top1", "top5", "mAP") if key in results)
     return "\n".join([*lines, f"val {totals} samples={results['samples']}"])

@@ -135,8 +135,9 @@ def _parser(verb: str, summary: str, options: type, positionals: tuple[str, ...]
         def error(self, message: str, ex: Exception | None = None) -> Any:
             _raise(message, get_type_hints(options))
 
-        def format_help(self) -> str:
-            return re.sub(r"--[a-z_]+", lambda m: m[0].replace("_", "-"), super().format_help())
+        def format_help(self, formatter: Any = None) -> str:
+            text = super().format_help(formatter) if formatter is not None else super().format_help()
+            return re.sub(r"--[a-z_]+", lambda m: m[0].replace("_", "-"), text)
 
     usage = " ".join([*(_shown(p) for p in positionals), "[--key value ...]"])
     parser = Parser(prog=f"openmvit {verb}", usage=f"openmvit {verb} {usage}", description=summary, allow_abbrev=False)
@@ -162,4 +163,3 @@ def _raise(message: str, hints: dict[str, Any]) -> None:
     unknown = re.search(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)", lines)
     fix = did_you_mean(unknown[1].rpartition(".")[2], hints) if unknown else "See the verb's --help"
     raise UserError(lines, fix)
-

@@ -149,14 +149,21 @@ class Verb:
 
 
 VERBS: dict[str, Verb] = {
-    "demo": Verb("the whole job on data that comes with the package, on a CPU, in minutes", _demo, DemoOptions, ("job?",)),
+    "demo": Verb(
+        "the whole job on data that comes with the package, on a CPU, in minutes", _demo, DemoOptions, ("job?",)
+    ),
     "train": Verb("train on a folder of labelled images", _train, TrainOptions, ("recipe?",)),
     "val": Verb("score a run, file or model on labelled images", _val, ValOptions, ("target",)),
     "predict": Verb("classify files, folders and patterns", _predict, PredictOptions, ("target", "sources+")),
     "convert": Verb("turn weights of another project into our file", _convert, ConvertOptions, ("file",)),
     "models": Verb("list architectures and released weights", _models, JsonOption, ("pattern?",)),
     "info": Verb("show a network block by block", _info, JsonOption, ("target",)),
-    "data": Verb("data check DIR: look at data before training; exit code 1 if it found faults", _data, DataOptions, ("action", "dir")),
+    "data": Verb(
+        "data check DIR: look at data before training; exit code 1 if it found faults",
+        _data,
+        DataOptions,
+        ("action", "dir"),
+    ),
     "doctor": Verb("show versions, devices, decoders, memory and disk", _doctor, JsonOption),
     "bench": Verb("compare speed with another package", lambda _: 0, NoOptions),
 }
@@ -202,7 +209,12 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _help() -> str:
-    lines = [f"openmvit {__version__}: MViTv2 and MViTv1", "", "usage: openmvit VERB [MODEL or RUN] [--key value ...]", ""]
+    lines = [
+        f"openmvit {__version__}: MViTv2 and MViTv1",
+        "",
+        "usage: openmvit VERB [MODEL or RUN] [--key value ...]",
+        "",
+    ]
     lines += [f"  {name:<9}{verb.summary}" for name, verb in VERBS.items()]
     lines += ["", "openmvit VERB --help lists the options of a verb; key=value means --key value.", ""]
     lines += ["  --version  print the version", "  --debug    show the traceback of an error"]

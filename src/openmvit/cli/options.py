@@ -21,8 +21,6 @@ class DemoOptions:
     """Folder for the data, the run and the pictures."""
     device: str = "auto"
     """auto, cpu, mps, cuda, cuda:N."""
-    workers: int = 0
-    """Processes that load data."""
     seed: int = 0
     """Seed of everything random."""
 
