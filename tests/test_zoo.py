@@ -16,7 +16,9 @@ from openmvit.zoo import ARCHITECTURES, load_model, model_config
 PARAMETERS = {
     "mvitv2_tiny": 24173320, "mvitv2_small": 34870216, "mvitv2_base": 51472744, "mvitv2_large": 217992952,
     "mvitv2_base_cls": 65444032, "mvitv2_large_cls": 234583216, "mvitv2_huge_cls": 694804128,
-    "mvitv1_base_16": 36982600,
+    "mvitv1_base_16": 36982600, "mvitv2_small_16x4": 34537744, "mvitv2_base_32x3": 51230128,
+    "mvitv2_large_40x3": 213390112, "mvitv1_base_16x4": 36610672, "mvitv1_base_32x3": 36611440,
+    "mvitv1_base24_32x3": 53115280, "maskfeat_mvitv2_small_16x4": 36475120, "maskfeat_mvitv2_large_16x4": 217578064,
 }  # fmt: skip
 TEST_NAME = "mvitv2_tiny"
 

@@ -36,6 +36,29 @@ _V1: dict[str, Any] = {
     "dim_mul_in_attention": False,
     "init": "slowfast",
 }
+# Kinetics-400 networks of the video code base: 16 or more frames, class token, K/V stride 8.
+_CLIP: dict[str, Any] = {
+    "input_size": (16, 224, 224),
+    "num_classes": 400,
+    "patch_kernel": (3, 7, 7),
+    "patch_stride": (2, 4, 4),
+    "patch_padding": (1, 3, 3),
+    "kernel_qkv": (3, 3, 3),
+    "stride_q": (1, 2, 2),
+    "adaptive_kv_stride": (1, 8, 8),
+    "cls_token": True,
+    "drop_rate": 0.5,
+    "init": "slowfast",
+}
+_V1_CLIP: dict[str, Any] = _CLIP | _V1 | {"absolute_position": "separable"}
+# MaskFeat's fine-tune form: widths grow in the MLP, mean of the grid before the norm.
+_MASKFEAT: dict[str, Any] = _CLIP | {
+    "dim_mul_in_attention": False,
+    "norm_after_pool": True,
+    "drop_rate": 0.0,
+    "head_init_scale": 0.001,
+}
+_FRAMES_32: dict[str, Any] = {"input_size": (32, 224, 224)}
 _IN21K: dict[str, Any] = {"cls_token": True, "num_classes": 19168}
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -48,6 +71,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "mvitv1_base_16": _SIZES["small"] | _V1 | {"drop_path_rate": 0.1},
     "mvitv1_base_24": _SIZES["base"] | _V1 | {"drop_path_rate": 0.1},
+    "mvitv2_small_16x4": _SIZES["small"] | _CLIP | {"drop_path_rate": 0.2},
+    "mvitv2_base_32x3": _SIZES["base"] | _CLIP | _FRAMES_32 | {"drop_path_rate": 0.3},
+    "mvitv2_large_16x4": _SIZES["large"] | _CLIP | {"drop_path_rate": 0.75},
+    "mvitv2_large_40x3": _SIZES["large"] | _CLIP | {"input_size": (40, 312, 312), "drop_path_rate": 0.75},
+    "mvitv1_base_16x4": _SIZES["small"] | _V1_CLIP | {"drop_path_rate": 0.2},
+    # Two networks were published as v1 32x3: pytorchvideo's has 16 blocks, SlowFast's 24 with kernels from strides.
+    "mvitv1_base_32x3": _SIZES["small"] | _V1_CLIP | _FRAMES_32 | {"drop_path_rate": 0.2},
+    "mvitv1_base24_32x3": _SIZES["base"] | _V1_CLIP | _FRAMES_32 | {"kernel_qkv": None, "drop_path_rate": 0.3},
+    "maskfeat_mvitv2_small_16x4": _SIZES["small"] | _MASKFEAT | {"drop_path_rate": 0.1},
+    "maskfeat_mvitv2_large_16x4": _SIZES["large"] | _MASKFEAT | {"drop_path_rate": 0.2},
     # Ours, for the demo: trains on a CPU in minutes. Nobody published it.
     "mvitv2_micro": {"input_size": (32, 32), "depths": (1, 2, 2), "embed_dim": 48, "drop_path_rate": 0.0},
 }

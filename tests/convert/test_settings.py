@@ -101,5 +101,5 @@ def test_timm_settings_are_strict_too(fields, fragment):
 
 def test_every_source_has_a_table():
     config = MViTConfig()
-    assert set(SOURCES) == {"mvit", "slowfast", "timm"}
+    assert set(SOURCES) == {"mvit", "slowfast", "timm", "torchvision", "pytorchvideo", "mmaction2"}
     assert all(source.rules(config) for source in SOURCES.values())

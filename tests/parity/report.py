@@ -10,14 +10,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from parity.golden import NAMES, compare
 
 
+def shown(value: float | None) -> str:
+    return "not recorded" if value is None else f"{value:.1e}"
+
+
 def main() -> int:
     rows = [compare(name) for name in NAMES]
     print("| recorded network | blocks | largest difference in blocks | norm | logits | share of tolerance |")
     print("|---|---|---|---|---|---|")
     for row in rows:
-        blocks = max(v for k, v in row.outputs.items() if k.startswith("blocks."))
+        blocks = max((v for k, v in row.outputs.items() if k.startswith("blocks.")), default=None)
         logits = f"{row.outputs['logits']:.1e}" if "logits" in row.outputs else "RoI head"
-        print(f"| {row.name} | {row.blocks} | {blocks:.1e} | {row.outputs['norm']:.1e} | {logits} | {row.share:.2f} |")
+        norm = shown(row.outputs.get("norm", row.outputs.get("map")))
+        print(f"| {row.name} | {row.blocks} | {shown(blocks)} | {norm} | {logits} | {row.share:.2f} |")
     blocks, worst = sum(row.blocks for row in rows), max(row.worst for row in rows)
     print(f"parity files={len(rows)} blocks={blocks} worst={worst:.1e}")
     return int(any(row.share > 1 for row in rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from openmvit.config import MViTConfig, Size
@@ -69,7 +70,7 @@ def config_from_mvit(settings: Mapping[str, Any]) -> MViTConfig:
     fields["in_chans"] = int(flat.get("in_chans", 3))
     fields["drop_rate"] = float(flat.get("drop_rate", 0.0))
     starts = _stage_starts(m)
-    fields["depths"] = tuple(b - a for a, b in zip([0, *starts], [*starts, int(m["DEPTH"])], strict=True))
+    fields["depths"] = tuple(b - a for a, b in pairwise([0, *starts, int(m["DEPTH"])]))
     fields |= _pools(m, starts, ndim) | _positions(m, ndim)
     fields["init"] = "slowfast" if "PATCH_2D" in m or ndim == 3 else "mvit"
     return MViTConfig(**fields)
@@ -151,7 +152,7 @@ def _pools(m: Mapping[str, Any], starts: list[int], ndim: int) -> dict[str, Any]
 
 def _listed_kv(listed: Any, starts: list[int], depth: int, ndim: int) -> tuple[Size, ...]:
     rows = {int(row[0]): _axes(row[1:], ndim, "POOL_KV_STRIDE") for row in listed}
-    stages = [{rows.get(i) for i in range(a, b)} for a, b in zip([0, *starts], [*starts, depth], strict=True)]
+    stages = [{rows.get(i) for i in range(a, b)} for a, b in pairwise([0, *starts, depth])]
     if any(len(stage) != 1 or None in stage for stage in stages):
         raise UserError(f"MVIT.POOL_KV_STRIDE is {listed}", "Accepted: every block, with one stride per stage")
     return tuple(stage.pop() or () for stage in stages)
@@ -169,49 +170,3 @@ def _positions(m: Mapping[str, Any], ndim: int) -> dict[str, Any]:
     elif m.get("USE_ABS_POS"):
         absolute = "separable" if m.get("SEP_POS_EMBED") else "joint"
     return {"absolute_position": absolute, "relative_position": "decomposed" if spatial else "none"}
-
-
-_TIMM = {
-    "depths": "depths", "mlp_ratio": "mlp_ratio", "pool_first": "pool_first", "expand_attn": "dim_mul_in_attention",
-    "qkv_bias": "qkv_bias", "use_cls_token": "cls_token", "residual_pooling": "residual_pooling", "mode": "pool_mode",
-    "kernel_qkv": "kernel_qkv", "patch_kernel": "patch_kernel", "patch_stride": "patch_stride",
-    "patch_padding": "patch_padding", "norm_eps": "norm_eps", "num_classes": "num_classes", "in_chans": "in_chans",
-    "drop_path_rate": "drop_path_rate", "drop_rate": "drop_rate",
-}  # fmt: skip
-_TIMM_READ = {
-    "embed_dim", "num_heads", "use_abs_pos", "stride_q", "stride_kv", "stride_kv_adaptive", "pool_type", "rel_pos_type",
-    "act_layer", "norm_layer", "img_size",
-}  # fmt: skip
-
-
-def config_from_timm(settings: Mapping[str, Any]) -> MViTConfig:
-    """Configuration from the fields of timm's MultiScaleVitCfg, with `img_size` and `num_classes` beside them.
-
-    Raises:
-        UserError: for an unknown field, or a value that this network does not have.
-    """
-    for key in settings:
-        if key not in _TIMM.keys() | _TIMM_READ:
-            raise UserError(f"Unknown setting {key}", did_you_mean(key, sorted(_TIMM.keys() | _TIMM_READ)))
-    for key, accepted in (("pool_type", "max"), ("act_layer", "gelu"), ("norm_layer", "layernorm")):
-        if settings.get(key, accepted) != accepted:
-            raise UserError(f"{key} is {settings[key]!r}", f"Accepted: {accepted}")
-    if settings.get("rel_pos_type") not in (None, "", "none", "spatial"):
-        raise UserError(f"rel_pos_type is {settings['rel_pos_type']!r}", "Accepted: spatial, none")
-    fields: dict[str, Any] = {ours: settings[theirs] for theirs, ours in _TIMM.items() if theirs in settings}
-    for key in ("embed_dim", "num_heads"):
-        value = settings.get(key, 96 if key == "embed_dim" else 1)
-        fields[key] = value[0] if isinstance(value, list | tuple) else value
-    size = settings.get("img_size", 224)
-    fields["input_size"] = (size, size) if isinstance(size, int) else tuple(size)
-    fields["pool_norm_eps"] = settings.get("norm_eps", 1e-6)
-    fields["separate_qkv"] = settings.get("pool_first", False)
-    strides = settings.get("stride_q") or ((1, 1), (2, 2), (2, 2), (2, 2))
-    if len({tuple(s) for s in strides[1:]}) > 1:
-        raise UserError(f"stride_q is {strides}", "Accepted: one stride from stage 2 on")
-    fields["stride_q"] = tuple(strides[-1])
-    stride_kv = settings.get("stride_kv")
-    fields |= {"stride_kv": stride_kv, "adaptive_kv_stride": None if stride_kv else settings.get("stride_kv_adaptive")}
-    fields["absolute_position"] = "joint" if settings.get("use_abs_pos") else "none"
-    fields["relative_position"] = "decomposed" if settings.get("rel_pos_type") == "spatial" else "none"
-    return MViTConfig(**fields)
