@@ -1,7 +1,8 @@
-"""Starts `train` in a process of its own: key=value arguments are recipe options, `@damage` arguments break something."""
+"""Starts `train` in a process of its own: key=value arguments are recipe options, `@damage` breaks something."""
 
 import os
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,12 +18,15 @@ RANK = int(os.environ.get("RANK", "0"))
 
 
 def damage(words: list[str]) -> None:
-    """Make something go wrong: `hang RANK STEP`, `nan STEP` (weights), `fsize BYTES AFTER_STEP`, `bug RANK STEP`."""
+    """Break something at a step: `kill,RANK,STEP`, `hang,RANK,STEP`, `bug,RANK,STEP`, `nan,STEP`, `fsize,BYTES,STEP`."""
     kind, numbers = words[0], [int(w) for w in words[1:]]
     before_step = job.Job.before_step
 
     def broken(self: job.Job) -> None:
+        before_step(self)
         step = self.progress.step
+        if kind == "kill" and [RANK, step] == numbers:
+            os.kill(os.getpid(), signal.SIGKILL)
         if kind == "hang" and [RANK, step] == numbers:
             time.sleep(600)
         if kind == "bug" and [RANK, step] == numbers:
@@ -32,7 +36,6 @@ def damage(words: list[str]) -> None:
                 next(self.task.model.parameters()).fill_(float("nan"))
         if kind == "fsize" and step == numbers[1]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (numbers[0], resource.RLIM_INFINITY))
-        before_step(self)
 
     job.Job.before_step = broken
 

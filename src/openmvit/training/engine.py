@@ -58,6 +58,7 @@ class Bridge(lightning.LightningModule):
                 precision=plugin.forward_context,
                 to_device=strategy.batch_to_device,
                 sharded=isinstance(strategy, ModelParallelStrategy),
+                settle=lambda: reshard(self.network),
             )
         )
 
@@ -85,6 +86,15 @@ def shard(network: nn.Module, mesh: Any) -> None:
     for block in network.blocks:  # pyright: ignore[reportGeneralTypeIssues]
         fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)
+
+
+def reshard(network: nn.Module) -> None:
+    """Give up the gathered parameters that a forward without backward leaves behind; nothing to do without shards."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def fit(job: Job) -> None:
@@ -132,3 +142,5 @@ def _quieten() -> None:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
+    # Depthwise kernels have one input channel, whose stride means nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

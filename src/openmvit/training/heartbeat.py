@@ -80,7 +80,9 @@ class Heartbeat:
     def at(self, step: int) -> None:
         """Say that training has passed one more point, at this step. Every rank passes the same points."""
         now = time.monotonic()
-        self._longest, self._last = max(self._longest, now - self._last), now
+        # The first point is reached after all the setting up, which says nothing about the length of a step.
+        self._longest = max(self._longest, now - self._last) if self._point else 0.0
+        self._last = now
         self._point, self._step = self._point + 1, step
         self._patience = HANG_AFTER + 5.0 * self._longest
 
@@ -163,6 +165,8 @@ class Heartbeat:
             try:
                 self._publish(count)
                 self._read()
+                if self._status == "alive" and self._store.check(["verdict"]):
+                    os._exit(3)
             except (RuntimeError, dist.DistError) as error:
                 if self._stop.is_set() or self._beats[0].status == "done":
                     return
@@ -201,6 +205,10 @@ class Heartbeat:
     def _end(self, rank: int, what: str) -> None:
         if self.rank == min(r for r in range(self.world) if r != rank):
             self._report(f"Rank {rank}: {what} (its last step was {self._beats[rank].step})")
+            with contextlib.suppress(RuntimeError, dist.DistError):
+                self._store.set("verdict", "spoken")
+            # The others read the verdict before the store goes with this process.
+            time.sleep(3.0 * INTERVAL)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(3)

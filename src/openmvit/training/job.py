@@ -62,6 +62,8 @@ class Engine:
     precision: Callable[[], AbstractContextManager[object]]
     to_device: Callable[[Batch], Batch]
     sharded: bool
+    settle: Callable[[], None]
+    """Called after forwards without a backward: shards go back to their places."""
 
 
 class Job:
@@ -221,6 +223,7 @@ class Job:
                 output = self._engine.network(batch["image"])
                 if counts:
                     validation.update(output, batch)
+        self._engine.settle()
         scores = validation.result()
         value = scores[self.task.metric]
         p = self.progress
