@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from openmvit.architectures import model_config
 from openmvit.config import MViTConfig, pooled_grid
 from openmvit.errors import UserError
-from openmvit.zoo import list_models, model_config
+from openmvit.zoo import list_models
 
 CLIP = {
     "input_size": (16, 224, 224), "patch_kernel": (3, 7, 7), "patch_stride": (2, 4, 4), "patch_padding": (1, 3, 3),

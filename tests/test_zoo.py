@@ -9,8 +9,9 @@ import torch
 import yaml
 
 from openmvit import UserError, create_model, list_models, weights
+from openmvit.architectures import ARCHITECTURES, model_config
 from openmvit.convert import from_native
-from openmvit.zoo import ARCHITECTURES, load_model, model_config
+from openmvit.zoo import load_model
 
 # Counted on the released networks.
 PARAMETERS = {

@@ -164,7 +164,14 @@ def read_model(target: str | Path) -> tuple[MViT, dict[str, Any]]:
     return model.eval().requires_grad_(True), card
 
 
-def load_weights(model: MViT, state: Mapping[str, Tensor], source: MViTConfig, *, strict: bool = True) -> LoadReport:
+def load_weights(
+    model: MViT,
+    state: Mapping[str, Tensor],
+    source: MViTConfig,
+    *,
+    strict: bool = True,
+    may_start_fresh: tuple[str, ...] = (),
+) -> LoadReport:
     """Put native weights into a network, adapting what can be adapted; the report stays at `model.load_report`.
 
     Position tables are resized, the stem is adapted to other input channels, and a head for other classes keeps its
@@ -173,13 +180,30 @@ def load_weights(model: MViT, state: Mapping[str, Tensor], source: MViTConfig, *
     Args:
         source: configuration that `state` was made for.
         strict: a mismatch anywhere else is an error; otherwise it is reported.
+        may_start_fresh: ends of keys that may keep their initial values all the same.
     Raises:
         UserError: naming the first keys that do not fit.
     """
-    report, own = LoadReport(), model.state_dict()
+    own = model.state_dict()
+    report = _merge(own, state, source, model.config)
+    stray = [k for k in report.reinitialised if not k.endswith(may_start_fresh)] + report.ignored
+    stray = [k for k in stray if not k.startswith("head.")]
+    if strict and stray:
+        raise UserError(
+            f"{len(stray)} tensors do not fit this network, such as {', '.join(sorted(stray)[:3])}",
+            "Choose the model that the weights were made for",
+        )
+    model.load_state_dict(own)
+    model.load_report = report  # type: ignore[assignment]
+    return report
+
+
+def _merge(own: dict[str, Tensor], state: Mapping[str, Tensor], source: MViTConfig, config: MViTConfig) -> LoadReport:
+    """Replace in `own` every tensor that `state` has a value for."""
+    report = LoadReport(ignored=[key for key in state if key not in own])
     for key, target in own.items():
         value = state.get(key)
-        value = None if value is None else _adapt(key, value, target, source, model.config)
+        value = None if value is None else _adapt(key, value, target, source, config)
         if value is None:
             report.reinitialised.append(key)
             continue
@@ -188,15 +212,6 @@ def load_weights(model: MViT, state: Mapping[str, Tensor], source: MViTConfig, *
         else:
             report.resized.append(f"{key} {list(state[key].shape)} -> {list(value.shape)}")
         own[key] = value.to(target.dtype)
-    report.ignored = [key for key in state if key not in own]
-    stray = [k for k in report.reinitialised + report.ignored if not k.startswith("head.")]
-    if strict and stray:
-        raise UserError(
-            f"{len(stray)} tensors do not fit this network, such as {', '.join(sorted(stray)[:3])}",
-            "Choose the model that the weights were made for",
-        )
-    model.load_state_dict(own)
-    model.load_report = report  # type: ignore[assignment]
     return report
 
 

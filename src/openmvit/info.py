@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from openmvit.architectures import ARCHITECTURES, model_config
 from openmvit.config import BlockConfig, MViTConfig, Size
 from openmvit.errors import UserError
 from openmvit.model import MViT
 from openmvit.weights import cards
-from openmvit.zoo import ARCHITECTURES, list_models, load_model, model_config
+from openmvit.zoo import list_models, load_model
 
 
 def describe(target: str | Path) -> dict[str, Any]:
@@ -77,7 +78,9 @@ def info_text(found: dict[str, Any]) -> str:
     heads = ("block", "stage", "grid", "width", "heads", "stride q", "stride kv", "kernel q", "kernel kv", "tables")
     rows: list[tuple[str, ...]] = [(*heads, "parameters")]
     size, stem = _by(config["input_size"]), found["stem"]
-    rows.append(("stem", "", f"{size} > {_by(stem['grid'])}", str(config["embed_dim"]), *[""] * 6, f"{stem['parameters']:,}"))
+    rows.append(
+        ("stem", "", f"{size} > {_by(stem['grid'])}", str(config["embed_dim"]), *[""] * 6, f"{stem['parameters']:,}")
+    )
     for b in found["blocks"]:
         grid = _by(b["grid"]) if b["grid"] == b["grid_out"] else f"{_by(b['grid'])} > {_by(b['grid_out'])}"
         widths = list(dict.fromkeys((b["dim"], b["dim_attn"], b["dim_out"])))
@@ -114,7 +117,9 @@ def table(rows: list[tuple[str, ...]]) -> list[str]:
     """Rows of words as aligned lines; the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
-        "  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
 

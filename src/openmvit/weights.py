@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -11,9 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from openmvit.architectures import ARCHITECTURES, model_config
 from openmvit.checkpoint import read, read_pickle
 from openmvit.config import MViTConfig
-from openmvit.convert import config_from, expected_shapes, to_native, unwrap
+from openmvit.convert import config_from, detect_source, expected_shapes, to_native, unwrap
 from openmvit.errors import UserError, did_you_mean
 
 
@@ -94,21 +97,39 @@ def fetch(card: WeightCard) -> Path:
     return path
 
 
-def read_weights(path: str | Path, config: MViTConfig) -> tuple[dict[str, Tensor], MViTConfig, dict[str, Any] | None]:
-    """Native weights of any readable file, the configuration they were made for, and our card if it has one.
+@dataclass(frozen=True)
+class Weights:
+    """Native weights of any readable file.
+
+    `config` is the network they were made for, `model` its name where it has one, `card` what our own files know.
+    """
+
+    state: dict[str, Tensor]
+    config: MViTConfig
+    model: str | None
+    card: dict[str, Any] | None
+
+
+def read_weights(path: str | Path, name: str | None = None, config: MViTConfig | None = None) -> Weights:
+    """Read a file of ours or of any known project.
 
     Args:
-        config: network that the weights are meant for; decides the source's names where the file does not say.
+        name: architecture that the file is meant for; found by its tensors when it is absent or has other axes.
+        config: configuration of `name` with changes that the file may share, such as another width.
     Raises:
         UserError: if the file cannot be read or belongs to another architecture.
     """
     state, card = read(path)
     if card is not None:
-        return state, MViTConfig.from_dict(card["architecture"]), card
-    state = unwrap(state)
-    source = "timm" if any(key.startswith("stages.") for key in state) else "slowfast"
-    made_for = _settings_in_file(path) or _config_from_shapes(state, config, source)
-    return to_native(source, made_for, state), made_for, None
+        return Weights(state, MViTConfig.from_dict(card["architecture"]), card.get("model"), card)
+    state, source = unwrap(state), detect_source(state)
+    if name is None or _axes(state) != model_config(name).ndim:
+        name = find_architecture(state, path)
+        config = None
+    made_for = _settings_in_file(path) or config or model_config(name)
+    made_for = made_for.replace(num_classes=int(any("head." in key for key in state)))
+    native = to_native(source, made_for, state)
+    return Weights(native, _seen(native, made_for), name, None)
 
 
 def _settings_in_file(path: str | Path) -> MViTConfig | None:
@@ -125,16 +146,58 @@ def _settings_in_file(path: str | Path) -> MViTConfig | None:
     return config_from("slowfast", settings) if isinstance(settings, dict) and "MVIT" in settings else None
 
 
-def _config_from_shapes(state: dict[str, Tensor], config: MViTConfig, source: str) -> MViTConfig:
+def _seen(state: dict[str, Tensor], config: MViTConfig) -> MViTConfig:
     """`config` with the classes, input channels and nominal size that the tensors show."""
-    head = "head.fc.weight" if source == "timm" else "head.projection.weight"
-    changes: dict[str, Any] = {"num_classes": state[head].shape[0] if head in state else 0}
-    if "patch_embed.proj.weight" in state:
-        changes["in_chans"] = state["patch_embed.proj.weight"].shape[1]
-    first = next((state[k] for k in state if k.endswith("0.attn.rel_pos_h")), None)
-    made_for = config.replace(**changes)
-    if first is not None and config.ndim == 2:
-        side = (first.shape[0] + 1) // 2 * config.patch_stride[0]
-        if first.shape[0] != expected_shapes(made_for)["blocks.0.attn.rel_pos_h"][0]:
-            made_for = made_for.replace(input_size=(side, side))
-    return made_for
+    head, table = state.get("head.projection.weight"), state.get("blocks.0.attn.rel_pos_h")
+    size = config.input_size
+    if table is not None and table.shape[0] != expected_shapes(config)["blocks.0.attn.rel_pos_h"][0]:
+        size = (*size[:-2], *((table.shape[0] + 1) // 2 * stride for stride in config.patch_stride[-2:]))
+    return config.replace(
+        num_classes=0 if head is None else head.shape[0],
+        in_chans=state["patch_embed.proj.weight"].shape[1],
+        input_size=size,
+    )
+
+
+def find_architecture(state: Mapping[str, Tensor], path: str | Path) -> str:
+    """Name of the architecture that the tensors of another project's file belong to.
+
+    Raises:
+        UserError: if there is none.
+    """
+    outline = _outline(state)
+    for name in ARCHITECTURES:
+        config = model_config(name)
+        pools = config.depth if config.full_q_pooling else len(config.depths) - 1
+        if outline == (
+            config.ndim,
+            config.depth,
+            config.embed_dim,
+            config.cls_token,
+            pools,
+            config.dim_mul_in_attention,
+        ):
+            return name
+    raise UserError(
+        f"The tensors of {path} ({outline[1]} blocks, width {outline[2]}) are those of no network here",
+        "Give a file of one of the models that openmvit models lists",
+    )
+
+
+def _axes(state: Mapping[str, Tensor]) -> int:
+    return next((value.dim() - 2 for key, value in state.items() if _is_stem(key)), 2)
+
+
+def _is_stem(key: str) -> bool:
+    return key.endswith("weight") and ("patch_embed." in key or key.startswith("conv_proj."))
+
+
+def _outline(state: Mapping[str, Tensor]) -> tuple[int, int, int, bool, int, bool]:
+    """Axes, blocks, width, class token, query pools and where widths grow, as the keys of any known project tell."""
+    blocks = {match[1] for key in state if (match := re.search(r"((?:stages\.\d+\.)?blocks\.\d+)\.", key))}
+    width = next((int(value.shape[0]) for key, value in state.items() if _is_stem(key)), 0)
+    pools = sum(bool(re.search(r"\.attn\.pool_q\.(pool\.)?weight$", key)) for key in state)
+    fused = [value for key, value in state.items() if key.endswith(("attn.qkv.weight", "attn.q.weight"))]
+    in_attention = any(value.shape[0] not in (value.shape[1], 3 * value.shape[1]) for value in fused)
+    token = any(k.endswith(("cls_token", "class_token")) for k in state)
+    return _axes(state), len(blocks), width, token, pools, in_attention

@@ -84,3 +84,11 @@ def test_sincos_shares_channels_between_axes():
     clip = sincos_table((2, 3, 5), 16)
     assert torch.equal(clip[0, 0, 0, 0, :4], clip[0, 0, 2, 4, :4])
     torch.testing.assert_close(clip[0, 1, 0, 0, 0], torch.tensor(1.0).sin())
+
+
+def test_a_network_trains_on_sizes_first_seen_in_inference_mode():
+    table = torch.randn(2 * 23 - 1, 4, requires_grad=True)
+    with torch.inference_mode():
+        relative_rows(table, 23, 7)
+    relative_rows(table, 23, 7).sum().backward()
+    assert table.grad is not None

@@ -140,6 +140,20 @@ def _source(name: str) -> Source:
     return SOURCES[name]
 
 
+# A piece of a key that only this project writes; the authors' own names are the rest.
+_MARKS = {
+    "stages.": "timm",
+    "conv_proj.": "torchvision",
+    "patch_embed.patch_model.": "pytorchvideo",
+    "backbone.patch_embed.projection.": "mmaction2",
+}
+
+
+def detect_source(state_dict: Mapping[str, Tensor]) -> str:
+    """The project whose key names a state dict has; `slowfast` reads facebookresearch/mvit's files too."""
+    return next((name for mark, name in _MARKS.items() if any(k.startswith(mark) for k in state_dict)), "slowfast")
+
+
 def config_from(source: str, settings: Mapping[str, Any]) -> MViTConfig:
     """The network that a project's own settings describe.
 

@@ -34,7 +34,9 @@ def relative_index(q_size: int, k_size: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _cached_index(q_size: int, k_size: int, device: torch.device) -> Tensor:
-    return relative_index(q_size, k_size).to(device)
+    # A tensor made in inference mode could never again take part in training.
+    with torch.inference_mode(False):
+        return relative_index(q_size, k_size).to(device)
 
 
 def resize_table(table: Tensor, length: int) -> Tensor:

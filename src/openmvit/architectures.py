@@ -1,0 +1,108 @@
+"""Published architectures as data: a name is the fields of MViTConfig that differ from its defaults."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+from openmvit.config import MViTConfig
+from openmvit.errors import UserError, did_you_mean
+
+# depths, embed_dim, num_heads (paper, Table 1; H: Table 2)
+_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"depths": (1, 2, 5, 2)},
+    "small": {"depths": (1, 2, 11, 2)},
+    "base": {"depths": (2, 3, 16, 3)},
+    "large": {"depths": (2, 6, 36, 4), "embed_dim": 144, "num_heads": 2},
+    "huge": {"depths": (4, 8, 60, 8), "embed_dim": 192, "num_heads": 3},
+}
+# Stochastic depth of the ImageNet recipes.
+_DROP_PATH = {"tiny": 0.1, "small": 0.1, "base": 0.3, "large": 0.5, "huge": 0.8}
+_V1: dict[str, Any] = {
+    "cls_token": True,
+    "absolute_position": "joint",
+    "relative_position": "none",
+    "residual_pooling": False,
+    "full_q_pooling": False,
+    "dim_mul_in_attention": False,
+    "init": "slowfast",
+}
+# Kinetics-400 networks of the video code base: 16 or more frames, class token, K/V stride 8.
+_CLIP: dict[str, Any] = {
+    "input_size": (16, 224, 224),
+    "num_classes": 400,
+    "patch_kernel": (3, 7, 7),
+    "patch_stride": (2, 4, 4),
+    "patch_padding": (1, 3, 3),
+    "kernel_qkv": (3, 3, 3),
+    "stride_q": (1, 2, 2),
+    "adaptive_kv_stride": (1, 8, 8),
+    "cls_token": True,
+    "drop_rate": 0.5,
+    "init": "slowfast",
+}
+_V1_CLIP: dict[str, Any] = _CLIP | _V1 | {"absolute_position": "separable"}
+# MaskFeat's fine-tune form: widths grow in the MLP, mean of the grid before the norm.
+_MASKFEAT: dict[str, Any] = _CLIP | {
+    "dim_mul_in_attention": False,
+    "norm_after_pool": True,
+    "drop_rate": 0.0,
+    "head_init_scale": 0.001,
+}
+_FRAMES_32: dict[str, Any] = {"input_size": (32, 224, 224)}
+_IN21K: dict[str, Any] = {"cls_token": True, "num_classes": 19168}
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    **{f"mvitv2_{size}": _SIZES[size] | {"drop_path_rate": _DROP_PATH[size]} for size in ("tiny", "small", "base")},
+    # The released ImageNet-1K L grows in the MLP; the paper's text and all the others grow in attention.
+    "mvitv2_large": _SIZES["large"] | {"drop_path_rate": _DROP_PATH["large"], "dim_mul_in_attention": False},
+    **{
+        f"mvitv2_{size}_cls": _SIZES[size] | {"drop_path_rate": _DROP_PATH[size]} | _IN21K
+        for size in ("base", "large", "huge")
+    },
+    "mvitv1_base_16": _SIZES["small"] | _V1 | {"drop_path_rate": 0.1},
+    "mvitv1_base_24": _SIZES["base"] | _V1 | {"drop_path_rate": 0.1},
+    "mvitv2_small_16x4": _SIZES["small"] | _CLIP | {"drop_path_rate": 0.2},
+    "mvitv2_base_32x3": _SIZES["base"] | _CLIP | _FRAMES_32 | {"drop_path_rate": 0.3},
+    "mvitv2_large_16x4": _SIZES["large"] | _CLIP | {"drop_path_rate": 0.75},
+    "mvitv2_large_40x3": _SIZES["large"] | _CLIP | {"input_size": (40, 312, 312), "drop_path_rate": 0.75},
+    "mvitv1_base_16x4": _SIZES["small"] | _V1_CLIP | {"drop_path_rate": 0.2},
+    # Two networks were published as v1 32x3: pytorchvideo's has 16 blocks, SlowFast's 24 with kernels from strides.
+    "mvitv1_base_32x3": _SIZES["small"] | _V1_CLIP | _FRAMES_32 | {"drop_path_rate": 0.2},
+    "mvitv1_base24_32x3": _SIZES["base"] | _V1_CLIP | _FRAMES_32 | {"kernel_qkv": None, "drop_path_rate": 0.3},
+    "maskfeat_mvitv2_small_16x4": _SIZES["small"] | _MASKFEAT | {"drop_path_rate": 0.1},
+    "maskfeat_mvitv2_large_16x4": _SIZES["large"] | _MASKFEAT | {"drop_path_rate": 0.2},
+    # Ours, for the demo: trains on a CPU in minutes. Nobody published it.
+    "mvitv2_micro": {"input_size": (32, 32), "depths": (1, 2, 2), "embed_dim": 48, "drop_path_rate": 0.0},
+}
+"""Name -> fields of MViTConfig that differ from its defaults."""
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that match a shell pattern such as `mvitv2_*`."""
+    return [name for name in ARCHITECTURES if fnmatch.fnmatch(name, pattern)]
+
+
+def model_config(
+    name: str, *, img_size: int | tuple[int, int] | None = None, num_frames: int | None = None, **changes: Any
+) -> MViTConfig:
+    """Configuration of a named architecture, with changes.
+
+    Args:
+        img_size: nominal side, or (height, width), in pixels.
+        num_frames: nominal frames of a clip.
+        changes: fields of MViTConfig.
+    Raises:
+        UserError: if the name or a field is unknown, naming the nearest.
+    """
+    if name not in ARCHITECTURES:
+        raise UserError(f"Unknown model {name!r}", did_you_mean(name, ARCHITECTURES))
+    config = MViTConfig(**ARCHITECTURES[name])
+    size = config.input_size
+    if num_frames is not None and config.ndim < 3:
+        raise UserError(f"num_frames is {num_frames} and {name} takes images", "Leave num_frames out")
+    if img_size is not None:
+        size = (*size[:-2], *((img_size, img_size) if isinstance(img_size, int) else img_size))
+    if num_frames is not None:
+        size = (num_frames, *size[1:])
+    return config.replace(input_size=size, **changes)
