@@ -49,11 +49,9 @@ def run_demo(job: str = "image", *, out: str = "runs/demo", device: str = "auto"
         predictions = load(run, device).predict(data / "unseen", top=2)
     print(results_text(results))
     print(predictions_text(predictions))
-    pictures = draw_labels(predictions, folder / "pictures")
+    draw_labels(predictions, folder / "pictures")
     right = sum(one.labels[:1] == (Path(one.path).name[0],) for one in predictions)
-    print(
-        f"{right} of {len(predictions)} unseen digits are right; pictures: {folder / 'pictures'} ({len(pictures)} files)"
-    )
+    print(f"{right} of {len(predictions)} unseen digits are right, pictures in {folder / 'pictures'}")
     print(f"demo image top1={results['top1']:.3f} seconds={time.monotonic() - start:.0f}", flush=True)
     return results["top1"]
 

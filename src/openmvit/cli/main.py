@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,13 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     try:
-        return _dispatch([token for token in argv if token != "--debug"])
+        with warnings.catch_warnings():
+            if not debug:
+                # Advice of libraries to programmers; what concerns the user, we say ourselves.
+                warnings.simplefilter("ignore")
+            code = _dispatch([token for token in argv if token != "--debug"])
+        sys.stdout.flush()
+        return code
     except UserError as error:
         if debug:
             traceback.print_exc()

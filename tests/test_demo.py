@@ -1,0 +1,20 @@
+"""The demo trains on real scans and ends with the line that the README promises."""
+
+import re
+
+import torch
+
+from openmvit.cli import main
+
+
+def test_demo_image(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    assert main(["demo", "image", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    last = re.fullmatch(r"demo image top1=(0\.\d{3}|1\.000) seconds=(\d+)", lines[-1])
+    assert last, lines[-1]
+    assert float(last[1]) >= 0.97 and int(last[2]) <= 240
+    pictures = sorted((tmp_path / "demo" / "pictures").iterdir())
+    assert len(pictures) == 20 and pictures[0].name.startswith("0_")
+    assert (tmp_path / "demo" / "image" / "exp" / "weights" / "best.safetensors").is_file()
+    assert torch.get_num_threads() == threads
