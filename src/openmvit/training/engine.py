@@ -100,11 +100,11 @@ def reshard(network: nn.Module) -> None:
 def fit(job: Job) -> None:
     """Train until the job is finished, interrupted or fails."""
     _quieten()
-    trainer = _trainer(job.recipe, job.parts.device, job.recipe.epochs - job.progress.epoch)
-    trainer.fit(Bridge(job))
+    _trainer(job).fit(Bridge(job))
 
 
-def _trainer(recipe: Recipe, device: torch.device, epochs: int) -> lightning.Trainer:
+def _trainer(job: Job) -> lightning.Trainer:
+    recipe, device = job.recipe, job.parts.device
     world = processes.world_size()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world > 1 else 1
     accelerator = {"cuda": "gpu"}.get(device.type, device.type)
@@ -113,9 +113,9 @@ def _trainer(recipe: Recipe, device: torch.device, epochs: int) -> lightning.Tra
         accelerator=accelerator,
         devices=devices,
         num_nodes=world // local,
-        strategy=_strategy(recipe, world),
+        strategy=_strategy(recipe, world, unused=bool(job.task.model.unused_parameters())),
         precision={"off": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[recipe.amp],  # pyright: ignore[reportArgumentType]
-        max_epochs=epochs,
+        max_epochs=recipe.epochs - job.progress.epoch,
         accumulate_grad_batches=recipe.accumulate,
         gradient_clip_val=recipe.clip_grad or None,
         plugins=[TorchElasticEnvironment() if world > 1 else LightningEnvironment()],
@@ -129,12 +129,12 @@ def _trainer(recipe: Recipe, device: torch.device, epochs: int) -> lightning.Tra
     )
 
 
-def _strategy(recipe: Recipe, world: int) -> Strategy | str:
+def _strategy(recipe: Recipe, world: int, *, unused: bool) -> Strategy | str:
     if world == 1:
         return "auto"
     if recipe.strategy == "fsdp":
         return ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
-    return DDPStrategy(find_unused_parameters=False)
+    return DDPStrategy(find_unused_parameters=unused)
 
 
 def _quieten() -> None:
