@@ -9,8 +9,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from openmvit.data.badfiles import BadFiles
-from openmvit.data.images import LOST, REPLACED, ImageDataset, open_images
+from openmvit.data.images import ImageDataset, open_images
 from openmvit.data.sampler import ResumableSampler
+from openmvit.data.samples import LOST, REPLACED
 from openmvit.data.transforms import TrainTransform
 from openmvit.errors import UserError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from openmvit.data.images import LOST, ImageReadError, read_image
-from openmvit.data.samples import SampleTable
+from openmvit.data.images import read_image
+from openmvit.data.samples import LOST, FileReadError, SampleTable
 from openmvit.errors import UserError
 
 
@@ -21,7 +21,7 @@ class BadFiles:
         limit_share: share of unreadable files, 0..1, beyond which the run stops.
         total: files that the share is taken of.
         path: where the list is written.
-        read: decoder that is asked again for the reason; raises `ImageReadError`.
+        read: decoder that is asked again for the reason; raises `FileReadError`.
     """
 
     def __init__(self, limit_share: float, total: int, path: Path, read: Callable[[Path], object] = read_image) -> None:
@@ -62,7 +62,7 @@ class BadFiles:
         try:
             self._read(file)
             reason = "could be read on the second try"
-        except ImageReadError as error:
+        except FileReadError as error:
             reason = error.reason
         self.files[name] = reason.replace("\t", " ")
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from openmvit.data.counter import mix, sample_generator
+from openmvit.data.counter import sample_generator
 from openmvit.data.layouts import open_labelled
-from openmvit.data.samples import FileKind, LabelledData, SampleTable
+from openmvit.data.samples import FileKind, FileReadError, LabelledData, SampleTable, read_or_replace
 
 IMAGES = FileKind(
     "image",
@@ -23,12 +23,6 @@ IMAGES = FileKind(
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2"},
 )
 
-REPLACED = 1
-"""`bad` of a sample whose file was unreadable: another sample stands in."""
-LOST = 2
-"""`bad` of a sample for which ten others were unreadable too: its image is all zeros and must not be trained on."""
-
-_TRIES = 10
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,20 +35,8 @@ _UPRIGHT = {
 }
 
 
-class ImageReadError(Exception):
-    """A file that cannot be decoded as an image.
-
-    Args:
-        path: the file.
-        reason: why, in a few words without the path.
-    """
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = Path(path), reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+class ImageReadError(FileReadError):
+    """A file that cannot be decoded as an image."""
 
 
 def open_images(root: str | Path, *, seed: int = 0, val_fraction: float = 0.1) -> LabelledData:
@@ -167,28 +149,14 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, key: tuple[int, ...]) -> dict[str, Tensor]:
         epoch, index = key[:2]
         copy = key[2] if len(key) > 2 else 0
-        image, source, bad = self._read(epoch, index)
+        image, source, bad = read_or_replace(self._read, len(self.table), self.seed, epoch, index)
+        image = Image.new("RGB", (32, 32)) if image is None else image
         return {
             "image": self.transform(image, sample_generator(self.seed, epoch, index, copy)),
-            "label": self._label(source),
+            "label": self.table.target(source, self.num_classes, self.multilabel),
             "index": torch.tensor(index),
             "bad": torch.tensor(bad),
         }
 
-    def _read(self, epoch: int, index: int) -> tuple[Image.Image, int, int]:
-        """Image, the index it comes from, and `bad`."""
-        source = index
-        for attempt in range(_TRIES + 1):
-            try:
-                return read_image(self.table.path(source)), source, min(attempt, REPLACED)
-            except ImageReadError:
-                source = mix(self.seed, epoch, index, attempt) % len(self.table)
-        return Image.new("RGB", (32, 32)), index, LOST
-
-    def _label(self, index: int) -> Tensor:
-        numbers = self.table.labels(index)
-        if not self.multilabel:
-            return torch.tensor(numbers[0])
-        label = torch.zeros(self.num_classes)
-        label[list(numbers)] = 1.0
-        return label
+    def _read(self, index: int) -> Image.Image:
+        return read_image(self.table.path(index))

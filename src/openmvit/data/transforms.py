@@ -184,14 +184,17 @@ def draw_erase_box(height: int, width: int, tries: int, generator: torch.Generat
     return None
 
 
-def erase_(x: Tensor, generator: torch.Generator) -> None:
-    """Overwrite one box of a normalised image `[C, H, W]` with independent N(0, 1) noise, in place."""
-    box = draw_erase_box(x.shape[-2], x.shape[-1], _ERASE_TRIES, generator)
+def erase_(x: Tensor, generator: torch.Generator, tries: int = _ERASE_TRIES) -> None:
+    """Overwrite one box of a normalised image `[C, H, W]` or clip `[C, T, H, W]` with N(0, 1) noise, in place.
+
+    A clip has the box in the same place in all frames and fresh noise in each.
+    """
+    box = draw_erase_box(x.shape[-2], x.shape[-1], tries, generator)
     if box is None:
         return
     left, top, width, height = box
-    noise = torch.randn(x.shape[0], height, width, dtype=x.dtype, generator=generator)
-    x[:, top : top + height, left : left + width] = noise
+    noise = torch.randn(*x.shape[:-2], height, width, dtype=x.dtype, generator=generator)
+    x[..., top : top + height, left : left + width] = noise
 
 
 def _check(imgsz: int, interpolation: str, std: Triple) -> None:
