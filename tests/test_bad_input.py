@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from colours import CLASSES, TINY, picture, write_data
 from openmvit.cli import main
 
-FAST = "--weights none --batch 4 --workers 0 --device cpu --imgsz 32 --plots false --warmup-epochs 0 --erase 0".split()
+FAST = ["--weights", "none", "--batch", "4", "--workers", "0", "--device", "cpu", "--imgsz", "32"]
+FAST += ["plots=false", "warmup_epochs=0", "erase=0"]
 TRAIN = ["train", "--model", "tiny.json", "--data", "data", *FAST]
 ONE = [*TRAIN, "--epochs", "1"]
 STEPS = 6
@@ -401,6 +402,23 @@ def test_full_disk(argv, limit, fragment, work, capsys):
         wait_for_losses(process, "half", STEPS + 6)
         os.kill(process.pid, signal.SIGKILL)
         process.join(60)
+
+
+def hungry(argv, log):
+    """As `child`, with 300 MB of address space left."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000,) * 2)
+    child(argv, log)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not say what is used")
+def test_memory_that_runs_out(work):
+    argv = ["val", "run", "--imgsz", "3000", "--batch", "6", "--workers", "0", "--device", "cpu"]
+    process = get_context("fork").Process(target=hungry, args=(argv, "child.log"))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 2, Path("child.log").read_text()
+    assert Path("child.log").read_text() == "error: Memory ran out. Use a smaller --batch or --imgsz.\n"
 
 
 def test_ctrl_c(work):

@@ -1,6 +1,7 @@
 """Scores of a run on its own and on other data, by both protocols."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,8 +91,8 @@ def test_a_held_out_split_is_the_one_of_the_run(tmp_path):
     (tmp_path / "two" / "train").rename(tmp_path / "data")
     run = train_run(tmp_path, tmp_path / "data", epochs=1, warmup_epochs=0, val_fraction=0.3, seed=5)
     for path in (run / "val.txt").read_text().splitlines():
-        with open(path, "wb"):
-            pass  # empty files are unreadable: all samples of the split must now be
+        # Empty files are unreadable: all samples of the split must now be.
+        Path(path).write_bytes(b"")
     with pytest.raises(UserError, match="None of the 9 images"):
         validate(run, workers=0, device="cpu")
 

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from openmvit.data.generated import write_digits
 from openmvit.errors import UserError, did_you_mean
 from openmvit.predict import draw_labels, load, predictions_text
-from openmvit.training.recipe_file import load_recipe
-from openmvit.training.run import train
 from openmvit.validate import results_text, validate
 
 JOBS = ("image",)
+RECIPE = "demo/digits"
 
 
-def run_demo(job: str = "image", *, out: str = "runs/demo", device: str = "auto", seed: int = 0) -> float:
+def run_demo(
+    job: str, train: Callable[[dict[str, Any]], Path], *, out: str = "runs/demo", device: str = "auto", seed: int = 0
+) -> float:
     """Train a small network on handwritten digits, score it on held-out ones, and label unseen ones.
 
     Everything is written below `out`: `digits/`, the run in `image/`, and `pictures/`.
 
     Args:
         job: what to demonstrate: image.
+        train: trains RECIPE with some options changed and returns the run folder.
         out: folder to write to.
         device: auto, cpu, mps, cuda or cuda:N.
         seed: of the weights, the order and the augmentation.
@@ -44,7 +47,7 @@ def run_demo(job: str = "image", *, out: str = "runs/demo", device: str = "auto"
         raise UserError(f"Cannot write to {folder} ({error.strerror or error})", "Choose another --out") from error
     changes = {"data": str(data), "out_dir": str(folder), "device": device, "seed": seed}
     with _one_thread():
-        run = train(load_recipe("demo/digits", changes))
+        run = train(changes)
         results = validate(run, workers=0, device=device)
         predictions = load(run, device).predict(data / "unseen", top=2)
     print(results_text(results))

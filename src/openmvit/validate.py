@@ -78,20 +78,12 @@ def validate(
     workers: int = 2,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Score a run, file or released model.
+    """Score a run, file or released model; the result holds `top1` and `top5` (or `mAP`) and a row per class.
 
     Args:
-        target: run folder, weight file or model name.
         data: as for training; default: the data of the run, split as it was.
         split: val, test, train, or all.
-        imgsz: side of the test image in pixels; default: the checkpoint's.
-        crop_ratio: 0.875 resizes to int(imgsz / 0.875) and crops the centre, 0 squashes the whole image; default:
-            the checkpoint's.
-        batch: images per step.
-        workers: processes that load data; 0 loads in this one.
-        device: auto, cpu, mps, cuda or cuda:N.
-    Returns:
-        `top1`, `top5` (or `mAP`), `samples`, `unreadable`, `classes` (a row each), `protocol`, `notes`.
+        imgsz, crop_ratio: instead of the checkpoint's; crop_ratio 0 squashes the whole image.
     Raises:
         UserError: if target or data cannot be used, or the data's classes are not those of the model.
     """
@@ -99,25 +91,34 @@ def validate(
         raise UserError(f"batch is {batch} and workers is {workers}", "Accepted: at least 1, and at least 0")
     place = pick_device(device)
     model, card = load_model(target)
-    changes = {"imgsz": imgsz, "crop_ratio": crop_ratio}
-    protocol = card["preprocessing"] | {key: value for key, value in changes.items() if value is not None}
-    transform = test_transform_from(protocol)
+    if model.config.ndim != 2:
+        raise UserError(f"{target} takes clips, not images", "Give an image classifier")
+    changes = (("imgsz", imgsz), ("crop_ratio", crop_ratio))
+    protocol = card["preprocessing"] | {key: value for key, value in changes if value is not None}
     labelled = _open(card, data)
     table, classes = _classes(_table(labelled, split), labelled, card.get("classes") or [], model.config.num_classes)
-    dataset = ImageDataset(table, transform, seed=0, multilabel=labelled.multilabel, num_classes=len(classes))
+    view = test_transform_from(protocol)
+    dataset = ImageDataset(table, view, seed=0, multilabel=labelled.multilabel, num_classes=len(classes))
     sampler = ResumableSampler(len(table), seed=0, shuffle=False)
     loader = DataLoader(dataset, batch_size=batch, sampler=sampler, num_workers=workers)
     found = evaluate(model.to(place), loader, len(classes), place, labelled.multilabel)
+    about = {"data": str(labelled.root), "split": split, "protocol": protocol}
+    return about | _results(found, labelled, table, classes)
+
+
+def _results(found: Evaluation, data: LabelledData, table: SampleTable, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Scores and what was left out, as plain data.
+
+    Raises:
+        UserError: if no image could be read.
+    """
     if not found.samples:
-        raise UserError(f"None of the {len(table)} images of {labelled.root} can be read", "See openmvit data check")
+        raise UserError(f"None of the {len(table)} images of {data.root} can be read", "See openmvit data check")
     return {
         **found.scores.compute(),
         "samples": found.samples,
         "unreadable": [str(table.path(i)) for i in found.bad],
-        "data": str(labelled.root),
-        "split": split,
-        "protocol": protocol,
-        "notes": labelled.notes,
+        "notes": data.notes,
         "classes": _rows(found.scores, classes),
     }
 

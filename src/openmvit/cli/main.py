@@ -28,9 +28,12 @@ from openmvit.errors import UserError, did_you_mean
 
 
 def _demo(given: Arguments) -> int:
-    from openmvit.demo import run_demo
+    from openmvit.demo import RECIPE, run_demo
+    from openmvit.training.recipe_file import load_recipe
+    from openmvit.training.run import train
 
-    run_demo(given.positional.get("job") or "image", **given.options())
+    job = given.positional.get("job") or "image"
+    run_demo(job, lambda changes: train(load_recipe(RECIPE, changes)), **given.options())
     return 0
 
 
@@ -190,6 +193,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except (RuntimeError, MemoryError) as error:
+        from openmvit.training.memory import explain_memory
+
+        if debug or explain_memory(error, 0) is None:
+            raise
+        print("error: Memory ran out. Use a smaller --batch or --imgsz.", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         # The reader of the output (such as `head`) has left; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-import openmvit
+from openmvit import __version__
 from openmvit.errors import UserError
 
 
@@ -117,7 +117,7 @@ def library_versions() -> dict[str, str]:
     import torchvision
 
     return {
-        "openmvit": openmvit.__version__,
+        "openmvit": __version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "lightning": lightning.__version__,
