@@ -18,7 +18,7 @@ RANK = int(os.environ.get("RANK", "0"))
 
 
 def damage(words: list[str]) -> None:
-    """Break something at a step: `kill,RANK,STEP`, `hang,RANK,STEP`, `bug,RANK,STEP`, `nan,STEP`, `fsize,BYTES,STEP`."""
+    """Break at a step: `kill,RANK,STEP`, `hang,RANK,STEP`, `bug,RANK,STEP`, `nan,STEP`, `fsize,BYTES,STEP`."""
     kind, numbers = words[0], [int(w) for w in words[1:]]
     before_step = job.Job.before_step
 
