@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from openmvit.config import MViTConfig
 from openmvit.data.generated import write_digits
@@ -121,3 +122,12 @@ def start(tmp_path: Path, digits: Path, tiny: Path):
     yield begin
     for training in running:
         training.kill()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Several processes share few cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

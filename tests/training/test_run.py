@@ -1,0 +1,253 @@
+"""Whole runs on a small folder: what they print and write, how they stop, what they refuse."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from openmvit import checkpoint, zoo
+from openmvit.errors import UserError
+from openmvit.training import memory, run, state
+from openmvit.training.recipe import Recipe
+from openmvit.training.recipe_file import load_recipe
+from openmvit.training.tasks import freeze, open_task
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, digits: Path, tiny: Path) -> Recipe:
+    return Recipe(
+        data=str(digits),
+        model=str(tiny),
+        weights="none",
+        out_dir=str(tmp_path / "runs"),
+        batch=16,
+        epochs=2,
+        warmup_epochs=1.0,
+        lr=1e-3,
+        lr_batch=16,
+        workers=0,
+        device="cpu",
+        auto_augment=None,
+    )
+
+
+def last_state(folder: Path) -> dict:
+    return state.read(folder / "weights")[0]
+
+
+def test_run_writes_its_folder_and_says_what_comes_next(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run.train(dataclasses.replace(recipe, accumulate=2))
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert folder == Path(recipe.out_dir) / "image" / "exp"
+    assert lines[0] == "New run from random weights"
+    assert "1.000e-03 per 16 samples -> 2.000e-03 for 32 samples per update" in out
+    assert any(line.startswith("Memory about") for line in lines)
+    assert lines[-1] == f"Next: openmvit predict {folder} IMAGES"
+    assert str(folder / "weights" / "best.safetensors") in lines[-2]
+    assert (folder / "log.txt").read_text().splitlines() == lines[1:]
+
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert names == {
+        *("args.yaml", "env.txt", "log.txt", "losses.txt", "model.json", "results.csv", "results.png", "val.txt"),
+        *("confusion.png", "weights/best.safetensors", "weights/last/rank0.pt", "weights/last/state.pt"),
+    }
+    assert load_recipe(folder / "args.yaml") == dataclasses.replace(recipe, accumulate=2)
+    assert f"torch {torch.__version__}" in (folder / "env.txt").read_text()
+    assert len((folder / "val.txt").read_text().splitlines()) == 30
+
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    losses = [float.fromhex(line.split("\t")[1]) for line in (folder / "losses.txt").read_text().splitlines()]
+    assert float(rows[1]["loss"]) == pytest.approx(sum(losses[4:]) / 4, rel=1e-5)
+
+
+def test_best_file_is_self_sufficient_and_scores_as_recorded(recipe: Recipe) -> None:
+    folder = run.train(dataclasses.replace(recipe, ema=0.5, epochs=3))
+    model, card = zoo.load_model(folder)
+    assert json.loads((folder / "model.json").read_text()) == {k: v for k, v in card.items() if k != "format"}
+    assert card["classes"] == [str(i) for i in range(10)]
+    assert (card["task"], card["model"], card["ema"]) == ("image", "tiny", True)
+    results = last_state(folder)["progress"]["results"]
+    assert card["score"]["value"] == max(row["top1"] for row in results)
+
+    task = open_task(recipe)
+    right = 0
+    with torch.no_grad():
+        for batch in task.val_loader(16, pin=False):
+            right += int((model(batch["image"]).argmax(1) == batch["label"]).sum())
+    assert right / 30 == pytest.approx(card["score"]["value"])
+
+
+def test_best_holds_the_average_and_last_holds_both(recipe: Recipe) -> None:
+    folder = run.train(dataclasses.replace(recipe, ema=0.5, epochs=1))
+    best, last = checkpoint.read(folder)[0], last_state(folder)
+    assert all(torch.equal(best[name], last["ema"][name]) for name in last["ema"])
+    assert not torch.equal(best["head.projection.weight"], last["model"]["head.projection.weight"])
+
+
+def test_names_count_up_and_a_taken_name_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(recipe, epochs=1, plots=False)
+    assert [run.train(recipe).name for _ in range(2)] == ["exp", "exp2"]
+    with pytest.raises(UserError, match=r"exp2 exists. Choose another --name, or --resume"):
+        run.train(dataclasses.replace(recipe, name="exp2"))
+
+
+def test_patience_stops_early(recipe: Recipe) -> None:
+    folder = run.train(dataclasses.replace(recipe, lr=1e-12, min_lr=0.0, epochs=9, patience=2, plots=False))
+    progress = last_state(folder)["progress"]
+    assert progress["finished"] and progress["epoch"] == progress["best_epoch"] + 2 < 9
+
+
+def test_validation_every_second_epoch_and_in_the_last(recipe: Recipe) -> None:
+    folder = run.train(dataclasses.replace(recipe, epochs=5, val_every=2, plots=False))
+    rows = last_state(folder)["progress"]["results"]
+    assert [int(row["epoch"]) for row in rows if "top1" in row] == [2, 4, 5]
+
+
+@pytest.mark.parametrize(("option", "value"), [("freeze", "backbone"), ("freeze", "1"), ("tune", "head")])
+def test_frozen_parts_do_not_move_and_stay_in_eval_mode(recipe: Recipe, option: str, value: str) -> None:
+    recipe = dataclasses.replace(recipe, plots=False, epochs=1, **{option: value})
+    before = open_task(recipe).model.state_dict()
+    after = last_state(run.train(recipe))["model"]
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    blocks = ("blocks.1.", "blocks.2.", "norm.") if value == "1" else ()
+    assert moved == {name for name in before if name.startswith(("head.", *blocks))}
+
+    model = open_task(recipe).model.train()
+    for module in freeze(model, recipe):
+        module.eval()
+    assert model.head.training and not model.patch_embed.training and not model.blocks[0].training
+    assert model.blocks[1].training == (value == "1")
+
+
+def test_several_labels_are_trained_with_bce_and_scored_by_map(recipe: Recipe, digits: Path, tmp_path: Path) -> None:
+    lines = ["path,label,split"]
+    for split in ("train", "val"):
+        for path in sorted((digits / split).rglob("*.png")):
+            digit = int(path.parent.name)
+            lines.append(f"{path},{'even' if digit % 2 == 0 else 'odd'};{'low' if digit < 5 else 'high'},{split}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    folder = run.train(dataclasses.replace(recipe, data=str(tmp_path / "labels.csv"), epochs=1))
+    card = checkpoint.read(folder)[1]
+    assert card is not None and card["multilabel"] and card["classes"] == ["even", "high", "low", "odd"]
+    assert card["score"]["name"] == "mAP" and 0.3 < card["score"]["value"] < 0.9
+    first = float.fromhex((folder / "losses.txt").read_text().split()[1])
+    assert first == pytest.approx(0.693, abs=0.05)
+
+
+def test_unreadable_files_are_listed_and_too_many_stop_the_run(recipe: Recipe, digits: Path, tmp_path: Path) -> None:
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(digits, data)
+    broken = sorted((data / "train" / "3").iterdir())[:3]
+    for path in broken:
+        path.write_bytes(b"no picture")
+    folder = run.train(dataclasses.replace(recipe, data=str(data), epochs=2, plots=False))
+    listed = {line.split("\t")[0] for line in (folder / "bad_files.txt").read_text().splitlines()}
+    assert listed and listed <= {str(path) for path in broken}
+    with pytest.raises(UserError, match="of 70 files cannot be read"):
+        run.train(dataclasses.replace(recipe, data=str(data), max_bad=0.01, epochs=2))
+
+
+def test_batch_auto_takes_what_fits_and_writes_it_down(recipe: Recipe) -> None:
+    folder = run.train(dataclasses.replace(recipe, batch="auto", epochs=1, plots=False))
+    assert load_recipe(folder / "args.yaml").batch == 8
+    assert memory.largest_batch(64, lambda n: n <= 20) == 16
+    assert memory.largest_batch(64, lambda n: n <= 20, multiple=3) == 12
+    with pytest.raises(UserError, match="Not even a batch of 1"):
+        memory.largest_batch(64, lambda n: False)
+
+
+def test_running_out_of_memory_names_the_options_that_help() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60)
+    problem = memory.explain_memory(caught.value, 64)
+    assert problem is not None
+    for option in ("--batch", "--accumulate", "--grad-ckpt", "--imgsz", "--amp"):
+        assert option in str(problem)
+    assert memory.explain_memory(ValueError("shape"), 64) is None
+
+
+def test_recomputation_lowers_the_memory_estimate(recipe: Recipe) -> None:
+    task = open_task(recipe)
+    model = task.model.train()
+    plain = memory.estimate(model, task.sample_input(), recipe)
+    model.set_grad_checkpointing(True)
+    less = memory.estimate(model, task.sample_input(), recipe)
+    assert plain.fixed == less.fixed == 4 * 4 * sum(p.numel() for p in model.parameters())
+    assert 0 < less.per_sample < plain.per_sample / 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": None}, "No data is named"),
+        ({"weights": "default"}, "--weights none"),
+        ({"model": "mvitv2_tinny"}, "Did you mean 'mvitv2_tiny'"),
+        ({"freeze": "99"}, "Accepted: backbone, or a number 0..3"),
+        ({"freeze": "1", "tune": "head"}, "Give one of them"),
+        ({"device": "gpu"}, "Accepted: auto, cpu, mps, cuda, cuda:N"),
+        ({"device": "cuda:99"}, "CUDA device"),
+        ({"amp": "fp16"}, "amp fp16 and device cpu do not go together"),
+        ({"strategy": "fsdp"}, "there is one process"),
+        ({"batch": 5, "repeats": 2}, "batch 5 is no multiple of repeats 2"),
+        ({"resume": "nowhere"}, "nowhere is no run folder"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_folder_is_made(recipe: Recipe, changes: dict, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run.train(dataclasses.replace(recipe, **changes))
+    assert message in str(caught.value)
+    assert not Path(recipe.out_dir).exists()
+
+
+def test_changed_data_is_refused_on_resume(recipe: Recipe, digits: Path, tmp_path: Path, start) -> None:
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(digits, data)
+    training = start(data=data, epochs=50, workers=0, save_every=1)
+    training.wait_for(6)
+    training.kill()
+    path = next((data / "val" / "3").iterdir())
+    path.rename(path.with_name("renamed.png"))
+    with pytest.raises(UserError, match="The validation files differ"):
+        run.train(Recipe(resume=str(training.folder)))
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(start) -> None:
+    training = start(epochs=60, workers=2)
+    training.wait_for(13)
+    training.process.send_signal(signal.SIGINT)
+    assert training.end() == 130
+    assert f"Stopped. Continue with: openmvit train --resume {training.folder}" in training.text()
+    assert "Traceback" not in training.text()
+    assert last_state(training.folder)["progress"]["step"] == len(training.losses()) >= 13
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(start) -> None:
+    training = start(epochs=3, workers=0, save_every=1, damage="nan,11")
+    assert training.end() == 2
+    assert "The loss is no longer finite at step 11 (epoch 2)" in training.text()
+    named = (training.folder / "bad_batch.txt").read_text().splitlines()
+    assert len(named) == 8 and all(Path(path).exists() for path in named)
+    saved = last_state(training.folder)
+    assert saved["progress"]["step"] == 11
+    assert all(bool(w.isfinite().all()) for w in saved["model"].values())
+    assert len(training.losses()) == 11
+
+
+def test_full_disk_stops_with_a_sentence_and_keeps_the_state(start) -> None:
+    training = start(epochs=3, workers=0, save_every=1, damage="fsize,200000,11")
+    assert training.end() == 2
+    assert "takes no more data" in training.text() and "Traceback" not in training.text()
+    assert last_state(training.folder)["progress"]["step"] == 11
