@@ -16,13 +16,25 @@ def shown(value: float | None) -> str:
 
 def main() -> int:
     rows = [compare(name) for name in NAMES]
-    print("| recorded network | blocks | largest difference in blocks | norm | logits | share of tolerance |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| recorded network | blocks | largest difference in blocks | norm | logits | share of tolerance | ours to float64 | recorded to float64 |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         blocks = max((v for k, v in row.outputs.items() if k.startswith("blocks.")), default=None)
         logits = f"{row.outputs['logits']:.1e}" if "logits" in row.outputs else "RoI head"
         norm = shown(row.outputs.get("norm", row.outputs.get("map")))
-        print(f"| {row.name} | {row.blocks} | {shown(blocks)} | {norm} | {logits} | {row.share:.2f} |")
+        cells = [
+            row.name,
+            row.blocks,
+            shown(blocks),
+            norm,
+            logits,
+            f"{row.share:.2f}",
+            shown(row.ours),
+            shown(row.recorded),
+        ]
+        print(f"| {' | '.join(map(str, cells))} |")
     blocks, worst = sum(row.blocks for row in rows), max(row.worst for row in rows)
     print(f"parity files={len(rows)} blocks={blocks} worst={worst:.1e}")
     return int(any(row.share > 1 for row in rows))
