@@ -146,17 +146,9 @@ def _prepare(
     recipe: Recipe, run: Path | None, device: torch.device, heartbeat: Heartbeat | None
 ) -> tuple[RunFolder, Parts]:
     """Say what starts, open data and network, and make the run folder last, when nothing can be wrong any more."""
-    writes, resumed, about = processes.rank() == 0, None, None
-    if run is not None:
-        resumed = state.read(run / "weights")
-        about = resumed[0]["about"]
-        _say_resumed(resumed[0]["progress"], run, recipe, writes)
-    elif writes:
-        source = {"default": "the default released weights", "none": "random weights"}.get(
-            recipe.weights, recipe.weights
-        )
-        print(f"New run from {source}", flush=True)
-    task = open_task(recipe, about)
+    writes, resumed = processes.rank() == 0, state.read(run / "weights") if run is not None else None
+    _say_start(recipe, run, resumed[0]["progress"] if resumed else {}, writes)
+    task = open_task(recipe, resumed[0]["about"] if resumed else None)
     frozen = freeze(task.model, recipe)
     task.recipe = recipe = _choose_batch(recipe, task, device)
     pin = device.type == "cuda"
@@ -188,14 +180,19 @@ def _prepare(
     return folder, parts
 
 
-def _say_resumed(progress: dict[str, Any], run: Path, recipe: Recipe, writes: bool) -> None:
-    if progress["finished"]:
+def _say_start(recipe: Recipe, run: Path | None, progress: dict[str, Any], writes: bool) -> None:
+    """The first line: what the run starts from."""
+    if progress.get("finished"):
         raise UserError(
             f"The run {run} is finished ({progress['epoch']} epochs)",
             f"Use it: openmvit predict {run} IMAGES; or start a new run with --weights {run}",
         )
+    words = {"default": "the default released weights", "none": "random weights"}
+    line = f"New run from {words.get(recipe.weights, recipe.weights)}"
+    if run is not None:
+        line = f"Resuming {run} at epoch {progress['epoch'] + 1}/{recipe.epochs}, step {progress['step']}"
     if writes:
-        print(f"Resuming {run} at epoch {progress['epoch'] + 1}/{recipe.epochs}, step {progress['step']}", flush=True)
+        print(line, flush=True)
 
 
 def _choose_batch(recipe: Recipe, task: ImageTask, device: torch.device) -> Recipe:
