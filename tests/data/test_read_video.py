@@ -11,13 +11,8 @@ import torch
 from clipfiles import cut, garble, number_of, picture, turn, write_audio, write_video
 from PIL import Image
 
-from openmvit.data.video import (
-    VideoDecodeError,
-    available_readers,
-    open_video,
-    probe_video,
-    torchcodec_state,
-)
+from openmvit.data.video import available_readers, open_video, probe_video, torchcodec_state
+from openmvit.data.video_reader import VideoDecodeError
 from openmvit.errors import UserError
 
 READERS = [

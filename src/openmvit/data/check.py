@@ -1,10 +1,10 @@
-"""A look at an image data set before training: counts, balance, unreadable files, duplicates, sizes."""
+"""A look at a data set before training: counts, balance, unreadable files, duplicates, sizes, lengths."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -17,11 +17,13 @@ from openmvit.data.images import ImageReadError, open_images, read_image
 from openmvit.data.samples import LabelledData
 
 _SHOWN = 10
+Finding = tuple[bytes, tuple[float, ...] | None, str]
+"""Hash of a file, its facts or None, and why it has none."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check_images` found.
+    """What `check_images` or `check_videos` found.
 
     Args:
         root: what was checked.
@@ -31,8 +33,10 @@ class CheckReport:
         files: per split, number of samples.
         unreadable: (split, path, reason) of files that cannot be decoded.
         duplicates: groups of (split, path) with equal bytes that touch more than one split.
-        sizes: smallest, median and largest width and height of the readable images in pixels; empty without any.
+        sizes: smallest, median and largest width and height of the readable files in pixels; empty without any. Of
+            videos also `fps`, and their length in `seconds`.
         notes: what was decided or left out when the data was opened.
+        kind: what a sample is, for the text.
     """
 
     root: str
@@ -42,8 +46,9 @@ class CheckReport:
     files: dict[str, int]
     unreadable: list[tuple[str, str, str]]
     duplicates: list[list[tuple[str, str]]]
-    sizes: dict[str, list[int]]
+    sizes: dict[str, list[float]]
     notes: list[str]
+    kind: str = "image"
 
     @property
     def clean(self) -> bool:
@@ -72,14 +77,18 @@ class CheckReport:
 
     def lines(self) -> list[str]:
         """The report as text, lists cut after ten entries."""
-        kind = "several labels per image" if self.multilabel else "one label per image"
+        kind = f"{'several labels' if self.multilabel else 'one label'} per {self.kind}"
         text = [f"{self.root}: {len(self.classes)} classes, {kind}"]
         text += [f"note: {note}" for note in self.notes]
-        text += [f"{split}: {number} images" for split, number in self.files.items()]
+        text += [f"{split}: {number} {self.kind}s" for split, number in self.files.items()]
         text += self._class_lines()
         if self.sizes:
             small, middle, large = (f"{w}x{h}" for w, h in zip(self.sizes["width"], self.sizes["height"], strict=True))
             text.append(f"width x height: smallest {small}, median {middle}, largest {large} (each side by itself)")
+        for name in ("fps", "seconds"):
+            if name in self.sizes:
+                small, middle, large = (f"{value:.4g}" for value in self.sizes[name])
+                text.append(f"{name}: smallest {small}, median {middle}, largest {large}")
         text.append(f"unreadable: {len(self.unreadable)}")
         text += _cut([f"  {path}: {reason}" for _, path, reason in self.unreadable])
         text.append(f"same file in more than one split: {len(self.duplicates)}")
@@ -109,45 +118,60 @@ def check_images(root: str | Path, *, seed: int = 0, val_fraction: float = 0.1, 
         UserError: if the data cannot be opened at all.
     """
     data = open_images(root, seed=seed, val_fraction=val_fraction)
+    return examine_data(data, _examine, ("width", "height"), workers, "image")
+
+
+def examine_data(
+    data: LabelledData, examine: Callable[[str], Finding], facts: tuple[str, ...], workers: int, kind: str
+) -> CheckReport:
+    """Look at every file of opened data.
+
+    Args:
+        data: what was opened.
+        examine: by path: hash of the bytes (empty if there are none), the facts or None, and why it has none.
+        facts: names of the numbers that `examine` gives.
+        workers: processes.
+        kind: what a sample is, for the text.
+    """
     unreadable: list[tuple[str, str, str]] = []
-    seen: dict[bytes, list[tuple[str, str]]] = {}
-    sizes: list[tuple[int, int]] = []
-    for split, path, (digest, size, reason) in _examine_all(data, workers):
+    seen: dict[bytes, dict[tuple[str, str], None]] = {}
+    found: list[tuple[float, ...]] = []
+    for split, path, (digest, values, reason) in _examine_all(data, examine, workers):
         if digest:
-            seen.setdefault(digest, []).append((split, path))
-        if size is None:
+            seen.setdefault(digest, {})[split, path] = None
+        if values is None:
             unreadable.append((split, path, reason))
         else:
-            sizes.append(size)
+            found.append(values)
     return CheckReport(
-        root=str(root),
+        root=str(data.root),
         classes=data.classes,
         multilabel=data.multilabel,
         counts={split: table.class_counts(len(data.classes)).tolist() for split, table in data.splits.items()},
         files={split: len(table) for split, table in data.splits.items()},
         unreadable=unreadable,
-        duplicates=[group for group in seen.values() if len({split for split, _ in group}) > 1],
-        sizes=_size_summary(sizes),
+        duplicates=[list(group) for group in seen.values() if len({split for split, _ in group}) > 1],
+        sizes=_summary(found, facts),
         notes=data.notes,
+        kind=kind,
     )
 
 
-_Finding = tuple[bytes, tuple[int, int] | None, str]
-
-
-def _examine_all(data: LabelledData, workers: int) -> Iterator[tuple[str, str, _Finding]]:
+def _examine_all(
+    data: LabelledData, examine: Callable[[str], Finding], workers: int
+) -> Iterator[tuple[str, str, Finding]]:
     """Split, path and finding of every file, in order."""
     for split, table in data.splits.items():
         paths = (str(table.path(i)) for i in range(len(table)))
         if workers < 2:
-            yield from ((split, path, _examine(path)) for path in paths)
+            yield from ((split, path, examine(path)) for path in paths)
             continue
         with ProcessPoolExecutor(workers) as pool:
             known = list(paths)
-            yield from zip(repeat(split), known, pool.map(_examine, known, chunksize=64), strict=False)
+            yield from zip(repeat(split), known, pool.map(examine, known, chunksize=16), strict=False)
 
 
-def _examine(path: str) -> _Finding:
+def _examine(path: str) -> Finding:
     """Hash of the bytes (empty if there are none), width and height or None, and why it cannot be decoded."""
     try:
         content = Path(path).read_bytes()
@@ -162,15 +186,15 @@ def _examine(path: str) -> _Finding:
         return digest, None, error.reason
 
 
-def _size_summary(sizes: list[tuple[int, int]]) -> dict[str, list[int]]:
-    """Smallest, median and largest of each side."""
-    if not sizes:
+def _summary(found: list[tuple[float, ...]], facts: tuple[str, ...]) -> dict[str, list[float]]:
+    """Smallest, median and largest of each fact; pixels as whole numbers."""
+    if not found:
         return {}
-    sides = np.array(sizes)
-    return {
-        name: [int(sides[:, i].min()), int(np.median(sides[:, i])), int(sides[:, i].max())]
-        for i, name in enumerate(("width", "height"))
-    }
+    summary: dict[str, list[float]] = {}
+    for name, values in zip(facts, np.array(found, dtype=float).T, strict=True):
+        numbers = [float(values.min()), float(np.median(values)), float(values.max())]
+        summary[name] = [int(number) for number in numbers] if name in ("width", "height") else numbers
+    return summary
 
 
 def _cut(rows: list[str]) -> list[str]:

@@ -75,16 +75,30 @@ def _folders(folder: Path) -> list[str]:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
 
 
-def _walk(folder: Path, start: str) -> Iterator[str]:
-    """Visible files below `folder/start`, as paths from `folder`, in sorted order."""
+def walk_samples(folder: Path, start: str, kind: FileKind) -> Iterator[tuple[str, bool]]:
+    """Visible files below `folder/start` as (path from `folder`, whether it is a sample), in sorted order.
+
+    Where a folder of pictures is a sample, it stands for its files, unless it holds videos too or is `start` itself.
+    """
     with os.scandir(folder / start) as entries:
         found = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
+    yield from _walk(folder, start, kind, found)
+
+
+def _walk(folder: Path, start: str, kind: FileKind, found: list[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
+    """What `found`, the entries of `folder/start`, holds."""
     for name, is_folder in found:
-        path = f"{start}/{name}"
-        if is_folder:
-            yield from _walk(folder, path)
+        path = f"{start}/{name}" if start else name
+        if not is_folder:
+            yield path, kind.accepts(name)
+            continue
+        with os.scandir(folder / path) as entries:
+            inner = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
+        files = [entry for entry, is_inner in inner if not is_inner]
+        if kind.frame_suffixes and any(map(kind.is_frame, files)) and not any(map(kind.accepts, files)):
+            yield path, True
         else:
-            yield path
+            yield from _walk(folder, path, kind, inner)
 
 
 def _train_classes(folder: Path, kind: FileKind) -> tuple[str, ...]:
@@ -100,7 +114,7 @@ def _train_classes(folder: Path, kind: FileKind) -> tuple[str, ...]:
             f"no class folders in {folder} ({loose} {kind.name} files lie directly in it)",
             "Put the files of each class into a folder of its own, or name a CSV file with path,label rows",
         )
-    empty = [name for name in names if not any(kind.accepts(path) for path in _walk(folder, name))]
+    empty = [name for name in names if not any(good for _, good in walk_samples(folder, name, kind))]
     if len(empty) == len(names):
         accepted = " ".join(sorted(kind.suffixes))
         raise UserError(
@@ -129,8 +143,8 @@ def _scan(folder: Path, classes: tuple[str, ...], kind: FileKind, notes: list[st
     def rows() -> Iterator[tuple[str, tuple[int, ...]]]:
         nonlocal ignored
         for name in _folders(folder):
-            for path in _walk(folder, name):
-                if not kind.accepts(path):
+            for path, good in walk_samples(folder, name, kind):
+                if not good:
                     ignored += 1
                 elif name not in numbers:
                     raise UserError(
@@ -154,10 +168,8 @@ def _flat_imagenet(val: Path, classes: tuple[str, ...], kind: FileKind) -> Sampl
     """
     answers = next((p / _IMAGENET_ANSWERS for p in val.parents[:4] if (p / _IMAGENET_ANSWERS).is_file()), None)
     if answers is None:
-        raise UserError(
-            f"no class folders in {val}",
-            f"Put its files into class folders as in train/, or for ImageNet add {_IMAGENET_ANSWERS} above it",
-        )
+        imagenet = f", or for ImageNet add {_IMAGENET_ANSWERS} above it" if kind.name == "image" else ""
+        raise UserError(f"no class folders in {val}", f"Put its files into class folders as in train/{imagenet}")
     numbers = {name: number for number, name in enumerate(classes)}
     with answers.open(newline="") as stream:
         wanted = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(stream)}

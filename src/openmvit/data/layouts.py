@@ -11,10 +11,10 @@ from openmvit.errors import UserError
 
 
 def open_labelled(root: str | Path, kind: FileKind, *, seed: int = 0, val_fraction: float = 0.1) -> LabelledData:
-    """Read a folder of class folders, a folder with train/ and val/, or a CSV list; decodes no file.
+    """Read a folder of class folders, a folder with train/ and val/, or a CSV or JSONL list; decodes no file.
 
     Args:
-        root: folder, or CSV file `path,label[;label...]`.
+        root: folder, or list: CSV `path,label[;label...]`, or JSONL with `path` and `label` (a word or a list).
         kind: the files that count as samples.
         seed: decides what is held out when there is no validation split.
         val_fraction: share of every class held out then, 0..1.
@@ -24,7 +24,7 @@ def open_labelled(root: str | Path, kind: FileKind, *, seed: int = 0, val_fracti
     root = Path(root)
     if not root.exists():
         raise UserError(f"{root} does not exist", f"Name a folder of {kind.name} class folders or a CSV file")
-    if root.is_file() and root.suffix.lower() != ".csv":
+    if root.is_file() and root.suffix.lower() not in (".csv", ".jsonl"):
         raise UserError(f"{root} is neither a folder nor a .csv file", "Name a folder of class folders or a CSV file")
     if root.is_file() or has_lists(root):
         return open_lists(root, kind, seed, val_fraction)

@@ -1,12 +1,17 @@
-"""CSV lists `path,label[;label...]` as sample tables, and a split written down as such a list."""
+"""CSV and JSONL lists of path and label as sample tables, and a split written down as such a list."""
 
 from __future__ import annotations
 
 import csv
+import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from openmvit.data.folders import VALIDATION_NAMES, split_data
 from openmvit.data.samples import FileKind, LabelledData, SampleTable
@@ -16,7 +21,12 @@ _COLUMNS = {
     "path": ("path", "file", "filename", "filepath", "image", "video"),
     "label": ("label", "labels", "class", "classes", "category"),
     "split": ("split", "subset"),
+    "start": ("start", "start_time", "time_start"),
+    "end": ("end", "end_time", "time_end"),
 }
+_SUFFIXES = (".csv", ".jsonl")
+_PLAIN = {"path": 0, "label": 1, "split": -1, "start": -1, "end": -1}
+_TIMED = {**_PLAIN, "start": 2, "end": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +35,12 @@ class _Row:
     path: str
     labels: tuple[str, ...]
     split: str
+    start: float
+    end: float
 
 
 def open_lists(root: Path, kind: FileKind, seed: int, val_fraction: float) -> LabelledData:
-    """Read one CSV file (with a `split` column, or split by `seed`), or a folder with train.csv and val.csv.
+    """Read one list (with a `split` column, or split by `seed`), or a folder with train.csv and val.csv (or .jsonl).
 
     Several labels in any row make the data multi-label.
 
@@ -54,30 +66,36 @@ def open_lists(root: Path, kind: FileKind, seed: int, val_fraction: float) -> La
 
 
 def has_lists(root: Path) -> bool:
-    """Whether the folder is described by a train.csv."""
-    return (root / "train.csv").is_file()
+    """Whether the folder is described by a train.csv or train.jsonl."""
+    return any((root / f"train{suffix}").is_file() for suffix in _SUFFIXES)
 
 
 def write_split(data: LabelledData, path: Path) -> None:
-    """Write every sample with its split as a CSV `path,label,split` with absolute paths; it opens like any list."""
+    """Write every sample with its split as a CSV `path,label,split` with absolute paths; it opens like any list.
+
+    Parts of files have the columns `start` and `end` in seconds too.
+    """
+    timed = any(table.times is not None for table in data.splits.values())
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["path", "label", "split"])
+        writer.writerow(["path", "label", "split", *(("start", "end") if timed else ())])
         for split, table in data.splits.items():
             for i in range(len(table)):
                 labels = ";".join(data.classes[number].replace(";", "\\;") for number in table.labels(i))
-                writer.writerow([table.path(i).resolve(), labels, split])
+                times = ["" if second is None else second for second in table.span(i)] if timed else []
+                writer.writerow([table.path(i).resolve(), labels, split, *times])
 
 
 def _split_files(root: Path) -> dict[str, Path]:
-    """train.csv with val.csv and test.csv where they exist."""
-    files = {"train": root / "train.csv"}
-    val = next((root / f"{name}.csv" for name in VALIDATION_NAMES if (root / f"{name}.csv").is_file()), None)
-    if val is not None:
-        files["val"] = val
-    if (root / "test.csv").is_file():
-        files["test"] = root / "test.csv"
-    return files
+    """The training list with those of validation and test where they exist."""
+    wanted = {"train": ("train",), "val": VALIDATION_NAMES, "test": ("test",)}
+    found = {
+        split: [
+            root / f"{name}{suffix}" for name in names for suffix in _SUFFIXES if (root / f"{name}{suffix}").is_file()
+        ]
+        for split, names in wanted.items()
+    }
+    return {split: paths[0] for split, paths in found.items() if paths}
 
 
 def _split_name(row: _Row, file: Path) -> str:
@@ -93,6 +111,11 @@ def _read(file: Path, kind: FileKind) -> Iterator[_Row]:
     columns: dict[str, int] | None = None
     try:
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
+            if file.suffix.lower() == ".jsonl":
+                for line, text in enumerate(stream, 1):
+                    if text.strip():
+                        yield _row(_json_cells(text, line, file), _JSON, line, file, kind)
+                return
             reader = csv.reader(stream)
             for cells in reader:
                 cells = [cell.strip() for cell in cells]
@@ -107,6 +130,23 @@ def _read(file: Path, kind: FileKind) -> Iterator[_Row]:
         raise UserError(f"{file} cannot be read as CSV ({error})", "Give a text file with path,label rows") from error
 
 
+_JSON = {name: number for number, name in enumerate(("path", "label", "split", "start", "end"))}
+
+
+def _json_cells(text: str, line: int, file: Path) -> list[str]:
+    """One line of JSONL as the cells of a CSV row."""
+    try:
+        entry: Any = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"line {line} of {file} is no JSON ({error})", 'Write {"path": ..., "label": ...}') from error
+    if not isinstance(entry, dict):
+        raise UserError(f"line {line} of {file} is no JSON object", 'Write {"path": ..., "label": ...}')
+    cells = [next((entry[key] for key in _COLUMNS[name] if entry.get(key) is not None), "") for name in _JSON]
+    labels = cells[1] if isinstance(cells[1], list) else [cells[1]]
+    cells[1] = ";".join(str(label).replace(";", "\\;") for label in labels)
+    return [str(cell) for cell in cells]
+
+
 def _header(cells: list[str], kind: FileKind) -> dict[str, int]:
     """Columns by the names in the first line; empty when that line already names a sample."""
     if any(kind.accepts(cell) for cell in cells):
@@ -115,7 +155,7 @@ def _header(cells: list[str], kind: FileKind) -> dict[str, int]:
     found = {
         column: next((lower.index(name) for name in names if name in lower), -1) for column, names in _COLUMNS.items()
     }
-    return found if found["path"] >= 0 and found["label"] >= 0 else {"path": 0, "label": 1, "split": found["split"]}
+    return found if found["path"] >= 0 and found["label"] >= 0 else {**found, "path": 0, "label": 1}
 
 
 def _row(cells: list[str], header: dict[str, int] | None, line: int, file: Path, kind: FileKind) -> _Row:
@@ -125,8 +165,9 @@ def _row(cells: list[str], header: dict[str, int] | None, line: int, file: Path,
         UserError: wrong number of columns, no label, another kind of file, or a file that does not exist.
     """
     where = f"line {line} of {file}"
-    columns = header or {"path": 0, "label": 1, "split": -1}
-    if len(cells) < 2 or (not header and len(cells) > 2) or len(cells) <= max(columns.values()):
+    timed = bool(kind.frame_suffixes) and len(cells) == len(_TIMED) - 1
+    columns = header or (_TIMED if timed else _PLAIN)
+    if len(cells) < 2 or (not header and len(cells) > 2 and not timed) or len(cells) <= max(columns.values()):
         raise UserError(
             f"{where} has {len(cells)} column{'s' * (len(cells) != 1)}",
             "Write path,label; several labels are joined by ';', and a path with a comma stands in double quotes",
@@ -136,7 +177,7 @@ def _row(cells: list[str], header: dict[str, int] | None, line: int, file: Path,
     labels = tuple(sorted({label for label in labels if label}))
     if not labels:
         raise UserError(f"{where} has no label", "Write path,label in every row or remove the row")
-    if not kind.accepts(path):
+    if not kind.accepts(path) and not (kind.frame_suffixes and (file.parent / path).is_dir()):
         accepted = " ".join(sorted(kind.suffixes))
         raise UserError(f"{where}: {path!r} is no {kind.name} by its ending", f"Accepted file endings are {accepted}")
     if not (file.parent / path).exists():
@@ -144,7 +185,20 @@ def _row(cells: list[str], header: dict[str, int] | None, line: int, file: Path,
             f"{where}: {file.parent / path} does not exist", "Paths are absolute, or relative to the folder of the CSV"
         )
     split = cells[columns["split"]].lower() if columns["split"] >= 0 else ""
-    return _Row(line, path, labels, split)
+    start, end = (
+        _seconds(cells[columns[name]], where) if columns[name] >= 0 else math.nan for name in ("start", "end")
+    )
+    if start >= end or start < 0.0:
+        raise UserError(f"{where}: the sample begins at {start:g} s and ends at {end:g} s", "Give 0 <= start < end")
+    return _Row(line, path, labels, split, start, end)
+
+
+def _seconds(text: str, where: str) -> float:
+    """A time of a row; NaN where there is none."""
+    try:
+        return float(text) if text else math.nan
+    except ValueError:
+        raise UserError(f"{where}: {text!r} is no time", "Write start and end in seconds, such as 12.5") from None
 
 
 def _table(file: Path, rows: list[_Row], classes: tuple[str, ...]) -> SampleTable:
@@ -161,4 +215,6 @@ def _table(file: Path, rows: list[_Row], classes: tuple[str, ...]) -> SampleTabl
                 f"line {row.line} of {file}: label {unknown[0]!r} is not among the {len(classes)} training classes",
                 "Correct the label, or add training rows of this class",
             )
-    return SampleTable.build(file.parent, ((row.path, sorted(numbers[label] for label in row.labels)) for row in rows))
+    times = np.array([(row.start, row.end) for row in rows])
+    numbered = ((row.path, sorted(numbers[label] for label in row.labels)) for row in rows)
+    return SampleTable.build(file.parent, numbered, None if np.isnan(times).all() else times)

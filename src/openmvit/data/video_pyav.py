@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from openmvit.data.video import VideoDecodeError, VideoReader, check_index, is_url, stack_frames
+from openmvit.data.video_reader import VideoDecodeError, VideoReader, check_index, is_url, stack_frames
 
 _URL_TIMEOUT = (10.0, 30.0)
 # swscale takes as many threads as there are cores unless told; versions before the option used one.
@@ -30,6 +30,8 @@ _SEEK_BACK = (0.0, 3.0)
 class PyAVReader(VideoReader):
     """A video file or URL.
 
+    Attributes:
+        has_timestamps: whether the frames say when they are shown; those of AVI with B-frames do not and are counted.
     Raises:
         VideoDecodeError: missing, empty, not a video, without a video stream, or damaged at its start.
     """
@@ -73,8 +75,8 @@ class PyAVReader(VideoReader):
         self.fps = float(rate) if rate else 25.0
         # AVI stores no presentation times, and with B-frames those that FFmpeg makes up are out of order: its frames
         # are counted from the beginning instead.
-        self._seekable = self._container.format.name != "avi" or not self._stream.codec_context.has_b_frames
-        self._first = _seconds(self._stream.start_time, self._stream) if self._seekable else 0.0
+        self.has_timestamps = self._container.format.name != "avi" or not self._stream.codec_context.has_b_frames
+        self._first = _seconds(self._stream.start_time, self._stream) if self.has_timestamps else 0.0
         duration = _seconds(self._stream.duration, self._stream) or _tagged_duration(self._stream)
         if duration is None and self._container.duration:
             duration = self._container.duration / av.time_base
@@ -136,7 +138,7 @@ class PyAVReader(VideoReader):
         """Decode until `_shown` is the frame shown at `moment`, seeking first where that saves work."""
         near = self._shown is not None and self._time(self._shown) <= moment
         if not near or (self._next is not None and moment > self._time(self._next) + _SEEK_GAP / self.fps):
-            for back in _SEEK_BACK if self._seekable else ():
+            for back in _SEEK_BACK if self.has_timestamps else ():
                 self._seek(moment - back)
                 self._shown, self._next = self._pull(), self._pull()
                 if self._shown is not None and self._time(self._shown) <= moment:
@@ -178,7 +180,7 @@ class PyAVReader(VideoReader):
             self._waiting.extend(frame for frame in frames if not frame.is_corrupt)
             self._damaged |= any(frame.is_corrupt for frame in frames)
         frame = self._waiting.popleft()
-        if not self._seekable:
+        if not self.has_timestamps:
             frame.pts, frame.time_base = self._count, 1 / Fraction(self.fps).limit_denominator(1001)
             self._count += 1
         return frame
@@ -218,6 +220,21 @@ class PyAVReader(VideoReader):
         if moment is None:
             raise VideoDecodeError(self.source, "frames without timestamps")
         return moment
+
+    def stream(self) -> Iterator[tuple[float, np.ndarray]]:
+        """Every frame from the beginning: its second, and RGB uint8 `[H, W, 3]`, upright.
+
+        Raises:
+            VideoDecodeError: if nothing can be decoded, or the file ends long before its stated end.
+        """
+        self._rewind()
+        last = None
+        while (frame := self._pull()) is not None:
+            last = self._time(frame)
+            yield last, np.ascontiguousarray(self._rgb(frame))
+        if last is None:
+            raise VideoDecodeError(self.source, "no frame can be decoded")
+        self.frames([self.num_frames - 1])
 
     def close(self) -> None:
         self._container.close()
