@@ -13,7 +13,7 @@ import torch
 from openmvit import checkpoint
 
 # Everything random is on: order, augmentation, mixing, dropout, drop path; the epochs end with a partial update.
-OPTIONS = {"accumulate": 2, "ema": 0.9, "workers": 2, "epochs": 4, "mixup": 0.8, "cutmix": 1.0, "save_every": 1}
+OPTIONS = {"accumulate": 2, "ema": 0.9, "workers": 2, "epochs": 3, "mixup": 0.8, "cutmix": 1.0, "save_every": 1}
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
@@ -29,7 +29,7 @@ def state_of(run: Path, name: str = "state.pt") -> dict:
     return torch.load(run / "weights" / "last" / name, weights_only=True)
 
 
-STEPS = 20
+STEPS = 15
 
 
 @pytest.mark.parametrize(("ranks", "strategy"), [(1, "auto"), (2, "ddp"), (2, "fsdp")])
@@ -81,14 +81,3 @@ def assert_equal(ours: dict, theirs: dict) -> None:
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         assert torch.equal(ours[name], value), name
-
-
-def test_finished_run_cannot_be_resumed(start) -> None:
-    training = start(epochs=1, workers=0)
-    assert training.end() == 0, training.text()
-    again = start(resume=training.folder)
-    assert again.end() == 2
-    assert "is finished (1 epochs)" in again.text()
-    wrong = start(resume=training.folder.parent)
-    assert wrong.end() == 2
-    assert "is no run folder" in wrong.text()

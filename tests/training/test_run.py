@@ -106,6 +106,29 @@ def test_patience_stops_early(recipe: Recipe) -> None:
     assert progress["finished"] and progress["epoch"] == progress["best_epoch"] + 2 < 9
 
 
+def test_finished_run_is_not_resumed(recipe: Recipe) -> None:
+    folder = run.train(dataclasses.replace(recipe, epochs=1, plots=False))
+    with pytest.raises(UserError, match=r"is finished \(1 epochs\). Use it: openmvit predict"):
+        run.train(Recipe(resume=str(folder)))
+
+
+@pytest.mark.parametrize("changes", [{"amp": "bf16"}, {"grad_ckpt": True}, {"optimizer": "sgd"}, {"repeats": 2}])
+def test_every_way_of_stepping_learns(recipe: Recipe, changes: dict) -> None:
+    calm = {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "crop_scale": (0.9, 1.0), "erase": 0.0, "flip": 0.0}
+    rate = 0.05 if "optimizer" in changes else 5e-3
+    folder = run.train(dataclasses.replace(recipe, lr=rate, epochs=6, plots=False, **calm, **changes))
+    losses = [row["loss"] for row in last_state(folder)["progress"]["results"]]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_recomputation_gives_the_same_losses(recipe: Recipe) -> None:
+    losses = [
+        (run.train(dataclasses.replace(recipe, plots=False, grad_ckpt=flag)) / "losses.txt").read_text()
+        for flag in (False, True)
+    ]
+    assert losses[0] == losses[1]
+
+
 def test_validation_every_second_epoch_and_in_the_last(recipe: Recipe) -> None:
     folder = run.train(dataclasses.replace(recipe, epochs=5, val_every=2, plots=False))
     rows = last_state(folder)["progress"]["results"]

@@ -21,7 +21,8 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 
-from openmvit.training import optim, processes
+from openmvit import processes
+from openmvit.training import optim
 from openmvit.training.job import Engine, Job
 from openmvit.training.loading import Batch, EpochLoader
 from openmvit.training.recipe import Recipe

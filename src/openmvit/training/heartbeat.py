@@ -22,7 +22,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from openmvit.training import processes
+from openmvit import processes
 
 INTERVAL = 0.5
 DEAD_AFTER = 20.0

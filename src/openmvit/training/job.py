@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openmvit import checkpoint, report
+from openmvit import checkpoint, processes, report
 from openmvit.data.badfiles import BadFiles
 from openmvit.errors import UserError
-from openmvit.training import optim, processes, state
+from openmvit.training import optim, state
 from openmvit.training.ema import Ema
 from openmvit.training.folder import RunFolder
 from openmvit.training.heartbeat import Heartbeat

@@ -11,14 +11,16 @@ class Recipe:
     """Everything that decides a training run. `args.yaml` in a run folder is this record and repeats the run."""
 
     # -- what is trained, on what ------------------------------------------------------------------------------
-    task: Literal["auto", "image"] = "auto"
+    task: Literal["auto", "image", "video"] = "auto"
     """Job to train; `auto` reads it off the data."""
     model: str | None = None
     """Architecture name (`openmvit models` lists them); default: the smallest of the task."""
     weights: str = "default"
-    """Weights to start from: `default` (the model's published file), `none` (random), a tag, a file or a run folder."""
+    """Weights to start from: `default` (the model's published file), `none` (random), tag, `model.tag`, file or run."""
+    inflation: Literal["centre", "copy"] = "centre"
+    """How image weights start a clip network: in the middle frame (the paper) or in every frame (the public code)."""
     data: str | None = None
-    """Folder of class folders, folder with train/ and val/, or CSV file `path,label[;label...]`."""
+    """Folder of class folders, folder with train/ and val/, CSV file `path,label[;label...]`, or a list of videos."""
     val_fraction: float = 0.1
     """Share of the samples of each class held out when the data has no validation split."""
     resume: str | None = None
@@ -31,20 +33,44 @@ class Recipe:
     # -- input -------------------------------------------------------------------------------------------------
     imgsz: int | None = None
     """Side of the square training and test image in pixels; default: the model's."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Channel means of the network's input, RGB in 0..1."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Channel standard deviations of the network's input, RGB in 0..1."""
+    mean: tuple[float, float, float] | None = None
+    """Channel means, RGB in 0..1; default: the starting weights', else ImageNet's for images and 0.45 for clips."""
+    std: tuple[float, float, float] | None = None
+    """Channel standard deviations, RGB in 0..1; default: likewise, 0.225 for clips."""
     crop_ratio: float = 0.875
     """Test: short side = int(imgsz / crop_ratio), then centre crop. 0 squashes the whole image to imgsz x imgsz."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    """Resampling filter of training crops and test resize."""
+    """Resampling filter of training crops and test resize; clips are bilinear without antialias, as published."""
+
+    # -- clips -------------------------------------------------------------------------------------------------
+    frames: int | None = None
+    """Frames of a clip; default: the model's."""
+    stride: int | None = None
+    """Frames of a 30 fps video from one frame of a clip to the next; default: the weights', else the model's."""
+    sampling: Literal["span", "segments"] = "span"
+    """`span`: a stretch of frames x stride (Kinetics); `segments`: a frame of each of equal parts (SSv2)."""
+    still: bool = False
+    """Repeat one frame of each clip: the control whose score is what single frames give away."""
+    clips: int | None = None
+    """Clips per video of the card's test protocol, which `val` follows; default: 5, with segments 1."""
+    crops: int | None = None
+    """Crops per clip of that protocol, 1 (centre) or 3 along the longer side; default: 1, with segments 3."""
+    short_side: int = 0
+    """Test: short side before cropping; 0 is the published form, imgsz / 0.875 for one crop and imgsz for three."""
+    stored_side: int = 256
+    """Larger videos are shrunk to this short side first, as the published runs stored theirs; 0 leaves them."""
+    reader: Literal["auto", "pyav", "torchcodec"] = "auto"
+    """What decodes videos; `auto` is torchcodec where it works and PyAV elsewhere."""
 
     # -- augmentation ------------------------------------------------------------------------------------------
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Area range of the random resized crop, as a share of the image."""
     crop_aspect: tuple[float, float] = (0.75, 1.3333333333333333)
     """Aspect range (width / height) of the random resized crop."""
+    jitter: tuple[int, int] | None = None
+    """Clips: short side drawn from this range and a random square crop, in place of the random resized crop."""
+    jitter_inverse: bool = True
+    """Draw that side as 1 / U(1 / largest, 1 / smallest); false draws it uniformly."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     auto_augment: str | None = "rand-m9-n6-mstd0.5-inc1"
@@ -62,7 +88,7 @@ class Recipe:
     mix_switch: float = 0.5
     """Probability of CutMix instead of MixUp when both are on."""
     repeats: int = 1
-    """Augmented copies of every sample within a batch."""
+    """Augmented copies of every sample within a batch; copies of a video share the decoded clip."""
 
     # -- schedule ----------------------------------------------------------------------------------------------
     epochs: int = 100

@@ -289,7 +289,9 @@ _INCREASING: _Rule = ("two numbers above 0, the smaller first", lambda v: 0 < v[
 
 _RANGES: dict[str, _Rule] = {
     "val_fraction": ("above 0, below 1", lambda v: 0 < v < 1),
-    "imgsz": _COUNT,
+    **dict.fromkeys(("imgsz", "frames", "stride", "clips"), _COUNT),
+    "crops": ("1 or 3", lambda v: v in (1, 3)),
+    "jitter": _INCREASING,
     "std": ("three numbers above 0", lambda v: min(v) > 0),
     "crop_ratio": _SHARE,
     "crop_scale": ("two shares above 0, at most 1, the smaller first", lambda v: 0 < v[0] <= v[1] <= 1),
@@ -297,6 +299,7 @@ _RANGES: dict[str, _Rule] = {
     **dict.fromkeys(("flip", "erase", "mix_prob", "mix_switch", "max_bad", "momentum"), _SHARE),
     **dict.fromkeys(("label_smoothing", "drop_path", "dropout", "ema"), _BELOW_ONE),
     **dict.fromkeys(("mixup", "cutmix", "lr_batch", "warmup_epochs", "warmup_lr", "min_lr"), _NOT_NEGATIVE),
+    **dict.fromkeys(("short_side", "stored_side"), _NOT_NEGATIVE),
     **dict.fromkeys(("weight_decay", "clip_grad", "workers", "seed", "patience", "save_every"), _NOT_NEGATIVE),
     **dict.fromkeys(("repeats", "epochs", "batch", "accumulate", "val_every"), _COUNT),
     "lr": _POSITIVE,

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from openmvit import report
+from openmvit import processes, report
 from openmvit.errors import UserError
-from openmvit.training import memory, processes, state
+from openmvit.training import memory, state
 from openmvit.training.folder import RunFolder, new_folder
 from openmvit.training.heartbeat import Heartbeat
 from openmvit.training.job import Interrupted, Job, Parts
@@ -25,7 +25,7 @@ from openmvit.training.optim import lr_scale
 from openmvit.training.progress import clock
 from openmvit.training.recipe import Recipe
 from openmvit.training.recipe_file import dump_recipe, load_recipe
-from openmvit.training.tasks import ImageTask, freeze, open_task
+from openmvit.training.tasks import ClassificationTask, freeze, open_task
 
 
 def train(recipe: Recipe) -> Path:
@@ -195,7 +195,7 @@ def _say_start(recipe: Recipe, run: Path | None, progress: dict[str, Any], write
         print(line, flush=True)
 
 
-def _choose_batch(recipe: Recipe, task: ImageTask, device: torch.device) -> Recipe:
+def _choose_batch(recipe: Recipe, task: ClassificationTask, device: torch.device) -> Recipe:
     """Resolve `batch: auto`: on CUDA by real steps, elsewhere by the estimate against half of the free memory."""
     if recipe.batch != "auto":
         return recipe
@@ -279,4 +279,4 @@ def _finish(job: Job) -> None:
         folder.say(f"{len(job.parts.bad_files)} unreadable files are listed in {folder.path / 'bad_files.txt'}")
     best = folder.weights / "best.safetensors"
     folder.say(f"Best {job.task.metric} {progress.best:.4f} (epoch {progress.best_epoch}): {best}")
-    folder.say(f"Next: openmvit predict {shlex.quote(str(folder.path))} IMAGES")
+    folder.say(f"Next: openmvit predict {shlex.quote(str(folder.path))} {job.task.noun.upper()}")

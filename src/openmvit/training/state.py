@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openmvit import processes
 from openmvit.errors import UserError
-from openmvit.training import processes
 from openmvit.training.ema import Ema
 
 FORMAT = 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,25 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openmvit import checkpoint, weights, zoo
+from openmvit import processes
 from openmvit.config import MViTConfig
 from openmvit.data.badfiles import BadFiles
 from openmvit.data.counter import mix
-from openmvit.data.images import ImageDataset, open_images
 from openmvit.data.mixing import Mixing
 from openmvit.data.sampler import ResumableSampler
 from openmvit.data.samples import LabelledData
-from openmvit.data.transforms import TestTransform, TrainTransform
 from openmvit.errors import UserError
 from openmvit.evaluation.classification import ClassificationScores, MultiLabelScores
 from openmvit.model import MViT
-from openmvit.training import processes
 from openmvit.training.folder import RunFolder, library_versions
+from openmvit.training.inputs import INPUTS, TaskInput, infer_task
 from openmvit.training.loading import Batch, EpochLoader
+from openmvit.training.network import Start, build
 from openmvit.training.optim import soft_cross_entropy
 from openmvit.training.recipe import Recipe
 
-SMALLEST = "mvitv2_tiny"
 DEFAULT_SCORED = 2000
 """Classes up to which the confusion matrix is drawn."""
 
@@ -52,9 +49,10 @@ class Validation(Protocol):
 
 
 class Task(Protocol):
-    """One kind of job. Further kinds (video, detection, action) are further small classes."""
+    """One kind of job. Further kinds (detection, action) are further small classes."""
 
     name: str
+    noun: str
     metric: str
     model: MViT
     model_name: str
@@ -91,24 +89,21 @@ class Task(Protocol):
     def describe(self) -> list[str]: ...
 
 
-class ImageTask:
-    """Image classification, with one label (cross entropy, top-1) or several (binary cross entropy, mAP).
+class ClassificationTask:
+    """Classification with one label (cross entropy, top-1) or several (binary cross entropy, mAP).
 
     Args:
         recipe: with its data, model, input and augmentation fields.
         data: the opened data.
-        model: the network, with as many outputs as there are classes.
-        model_name: how the card calls it.
-        licence: of the weights it started from, empty for random ones.
+        start: the network, with as many outputs as there are classes, and where it comes from.
+        source: what samples are: images or clips.
     """
 
-    name = "image"
-
-    def __init__(self, recipe: Recipe, data: LabelledData, model: MViT, model_name: str, licence: str) -> None:
-        self.recipe, self.data, self.model = recipe, data, model
-        self.model_name, self.licence = model_name, licence
+    def __init__(self, recipe: Recipe, data: LabelledData, start: Start, source: TaskInput) -> None:
+        self.recipe, self.data, self.source = recipe, data, source
+        self.model, self.model_name, self.licence = start.model, start.name, start.licence
+        self.name, self.noun = source.name, source.noun
         self.metric = "mAP" if data.multilabel else "top1"
-        self.imgsz = recipe.imgsz or model.config.input_size[-1]
         self.mixing = Mixing(
             recipe.mixup, recipe.cutmix, recipe.mix_prob, recipe.mix_switch, recipe.label_smoothing, len(data.classes)
         )
@@ -116,17 +111,13 @@ class ImageTask:
     def train_loader(self, batch: int, pin: bool) -> EpochLoader:
         """Shuffled, augmented training batches of this rank."""
         r = self.recipe
-        transform = TrainTransform(
-            self.imgsz, r.crop_scale, r.crop_aspect, r.flip, r.auto_augment, r.erase, r.mean, r.std, r.interpolation
-        )
         sampler = self._sampler("train", shuffle=True, repeats=r.repeats)
-        dataset = self._dataset("train", transform)
+        dataset = self.source.train_dataset(self.data)
         return EpochLoader(dataset, sampler, batch=batch, workers=r.workers, drop_last=True, pin=pin)
 
     def val_loader(self, batch: int, pin: bool) -> EpochLoader:
-        """Validation batches of this rank, in order, every sample once."""
-        dataset = self._dataset("val", TestTransform(**self.preprocessing()))
-        sampler = self._sampler("val", shuffle=False)
+        """Validation batches of this rank, in order, every sample once: its centre, the same in every epoch."""
+        dataset, sampler = self.source.val_dataset(self.data), self._sampler("val", shuffle=False)
         return EpochLoader(dataset, sampler, batch=batch, workers=self.recipe.workers, drop_last=False, pin=pin)
 
     def _sampler(self, split: str, *, shuffle: bool, repeats: int = 1) -> ResumableSampler:
@@ -139,18 +130,9 @@ class ImageTask:
             repeats=repeats,
         )
 
-    def _dataset(self, split: str, transform: Any) -> ImageDataset:
-        return ImageDataset(
-            self.data.splits[split],
-            transform,
-            seed=self.recipe.seed,
-            multilabel=self.data.multilabel,
-            num_classes=len(self.data.classes),
-        )
-
     def sample_input(self) -> Tensor:
-        """Zeros `[1, C, imgsz, imgsz]`."""
-        return torch.zeros(1, self.model.config.in_chans, self.imgsz, self.imgsz)
+        """Zeros `[1, C, *size]`."""
+        return torch.zeros(1, self.model.config.in_chans, *self.source.size)
 
     def loss(self, network: nn.Module, batch: Batch, step: int) -> Tensor:
         """Mean loss of a mixed batch, float32 `[]`."""
@@ -161,9 +143,9 @@ class ImageTask:
             return F.binary_cross_entropy_with_logits(logits.float(), targets)
         return soft_cross_entropy(logits, targets)
 
-    def validation(self, device: torch.device) -> ImageValidation:
+    def validation(self, device: torch.device) -> ClassificationValidation:
         """A fresh collection."""
-        return ImageValidation(len(self.data.classes), self.data.multilabel, device)
+        return ClassificationValidation(len(self.data.classes), self.data.multilabel, device)
 
     def bad_files(self, path: Path) -> BadFiles:
         """The list of unreadable training files."""
@@ -177,17 +159,6 @@ class ImageTask:
         """Training files by their index."""
         return [str(self.data.splits["train"].path(i)) for i in index]
 
-    def preprocessing(self) -> dict[str, Any]:
-        """How a test image is prepared, as the card says it."""
-        r = self.recipe
-        return {
-            "imgsz": self.imgsz,
-            "mean": r.mean,
-            "std": r.std,
-            "crop_ratio": r.crop_ratio,
-            "interpolation": r.interpolation,
-        }
-
     def card(self, score: Mapping[str, Any]) -> dict[str, Any]:
         """Header of a checkpoint of this run."""
         return {
@@ -196,7 +167,7 @@ class ImageTask:
             "task": self.name,
             "classes": list(self.data.classes),
             "multilabel": self.data.multilabel,
-            "preprocessing": self.preprocessing(),
+            "preprocessing": self.source.preprocessing(),
             "data": str(self.recipe.data),
             "recipe": dataclasses.asdict(self.recipe),
             "versions": library_versions(),
@@ -206,14 +177,22 @@ class ImageTask:
         }
 
     def about(self) -> dict[str, Any]:
-        """Architecture, name and licence of the network."""
-        return {"architecture": self.model.config.to_dict(), "model": self.model_name, "licence": self.licence}
+        """Architecture, name, licence and preprocessing of the network."""
+        return {
+            "architecture": self.model.config.to_dict(),
+            "model": self.model_name,
+            "licence": self.licence,
+            "preprocessing": self.source.preprocessing(),
+        }
 
     def describe(self) -> list[str]:
         """Lines about the data, for the user."""
         sizes = ", ".join(f"{name} {len(table)}" for name, table in self.data.splits.items())
-        kind = " (several labels per image)" if self.data.multilabel else ""
-        return [f"Data {self.data.root}: {len(self.data.classes)} classes{kind}, {sizes}", *self.data.notes]
+        kind = f" (several labels per {self.noun[:-1]})" if self.data.multilabel else ""
+        return [
+            f"Data {self.data.root}: {len(self.data.classes)} classes of {self.noun}{kind}, {sizes}",
+            *self.data.notes,
+        ]
 
     def write_split(self, folder: RunFolder) -> None:
         """Write val.txt, the validation files; on a resume, compare with it instead.
@@ -230,7 +209,7 @@ class ImageTask:
             raise UserError(f"The validation files differ from those in {path}", "Restore the data, or start a new run")
 
 
-class ImageValidation:
+class ClassificationValidation:
     """Scores of one validation over all processes; samples with unreadable files are left out."""
 
     def __init__(self, num_classes: int, multilabel: bool, device: torch.device) -> None:
@@ -269,7 +248,7 @@ class ImageValidation:
         return {"confusion": self._scores.confusion}
 
 
-def open_task(recipe: Recipe, about: Mapping[str, Any] | None = None) -> ImageTask:
+def open_task(recipe: Recipe, about: Mapping[str, Any] | None = None) -> ClassificationTask:
     """Open the data and build the network that a recipe names.
 
     Args:
@@ -279,57 +258,20 @@ def open_task(recipe: Recipe, about: Mapping[str, Any] | None = None) -> ImageTa
     """
     if recipe.data is None:
         raise UserError("No data is named", "Give --data FOLDER with one folder per class, or a CSV file")
-    data = open_images(recipe.data, seed=recipe.seed, val_fraction=recipe.val_fraction)
+    kind = INPUTS[infer_task(recipe)]
+    data = kind.open(recipe)
     torch.manual_seed(recipe.seed)
     if about is not None:
         model = MViT(MViTConfig.from_dict(about["architecture"]))
-        return ImageTask(recipe, data, model, about["model"], about["licence"])
-    changes: dict[str, Any] = {"num_classes": len(data.classes)}
-    for key, value in (("drop_path_rate", recipe.drop_path), ("drop_rate", recipe.dropout)):
-        if value is not None:
-            changes[key] = value
-    model, name, licence = _build(recipe, changes)
-    if model.config.ndim != 2:
-        raise UserError(f"{name} takes clips and {recipe.data} holds images", "Choose a model for images")
-    return ImageTask(recipe, data, model, name, licence)
-
-
-def _build(recipe: Recipe, changes: dict[str, Any]) -> tuple[MViT, str, str]:
-    """The network, its name and the licence of its weights."""
-    start = {"default": True, "none": False}.get(recipe.weights, recipe.weights)
-    own = checkpoint.read(recipe.weights)[1] if Path(recipe.weights).exists() else None
-    name, licence = recipe.model or (own or {}).get("model") or SMALLEST, (own or {}).get("licence", "")
-    if Path(name).suffix == ".json" or (own is not None and recipe.model is None):
-        fields = own["architecture"] if own is not None and recipe.model is None else _read_architecture(Path(name))
-        if recipe.imgsz:
-            changes["input_size"] = (*fields.get("input_size", (0, 0))[:-2], recipe.imgsz, recipe.imgsz)
-        model = MViT(MViTConfig.from_dict({**fields, **changes}))
-        if own is None and recipe.weights == "default":
-            raise UserError(f"No weights of {name} were released", "Give --weights FILE, or --weights none")
-        if start is not False:
-            zoo.load_pretrained(model, Path(name).stem, start)
-        return model, Path(name).stem, licence
-    if recipe.imgsz:
-        changes["img_size"] = recipe.imgsz
-    model = zoo.create_model(name, start, **changes)
-    base, _, tag = name.partition(".")
-    if own is None and (start is not False or tag) and not Path(recipe.weights).exists():
-        licence = weights.find_card(base, tag or (None if start is True else str(start))).licence
-    return model, base, licence
-
-
-def _read_architecture(path: Path) -> dict[str, Any]:
-    """Fields of MViTConfig from a JSON file: bare, or under `architecture` as in a run's model.json."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        start = Start(model, about["model"], about["licence"], about["preprocessing"])
+    else:
+        start = build(recipe, kind.smallest, len(data.classes))
+    if start.model.config.ndim != kind.ndim:
+        takes = "clips" if start.model.config.ndim == 3 else "images"
         raise UserError(
-            f"Cannot read the architecture {path} ({error})", "Give a model name or a model.json"
-        ) from error
-    fields = content.get("architecture", content) if isinstance(content, dict) else None
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} holds no architecture", "Give a JSON object of the fields of MViTConfig")
-    return fields
+            f"{start.name} takes {takes} and {recipe.data} holds {kind.noun}", f"Choose a model for {kind.noun}"
+        )
+    return ClassificationTask(recipe, data, start, kind(recipe, start.model.config, start))
 
 
 def freeze(model: MViT, recipe: Recipe) -> list[nn.Module]:
