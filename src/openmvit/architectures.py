@@ -72,8 +72,17 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mvitv1_base24_32x3": _SIZES["base"] | _V1_CLIP | _FRAMES_32 | {"kernel_qkv": None, "drop_path_rate": 0.3},
     "maskfeat_mvitv2_small_16x4": _SIZES["small"] | _MASKFEAT | {"drop_path_rate": 0.1},
     "maskfeat_mvitv2_large_16x4": _SIZES["large"] | _MASKFEAT | {"drop_path_rate": 0.2},
-    # Ours, for the demo: trains on a CPU in minutes. Nobody published it.
+    # Ours, for the demos: they train on a CPU in minutes. Nobody published them.
     "mvitv2_micro": {"input_size": (32, 32), "depths": (1, 2, 2), "embed_dim": 48, "drop_path_rate": 0.0},
+    "mvitv2_micro_8x2": _CLIP
+    | {
+        "input_size": (8, 32, 32),
+        "depths": (1, 2, 2),
+        "embed_dim": 48,
+        "adaptive_kv_stride": (1, 4, 4),
+        "drop_path_rate": 0.0,
+        "drop_rate": 0.0,
+    },
 }
 """Name -> fields of MViTConfig that differ from its defaults."""
 
