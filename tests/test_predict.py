@@ -87,7 +87,7 @@ def test_several_labels_are_independent(predictor):
     both = Predictor(predictor.model, predictor.card | {"multilabel": True})
     pixels = np.full((24, 24, 3), 200, np.uint8)
     (found,) = both.predict(pixels, top=3)
-    x = both.transform(Image.fromarray(pixels))
+    x = both.kind.transform(Image.fromarray(pixels))
     expected = both.model(x[None]).sigmoid()[0]
     by_name = dict(zip(found.labels, found.probabilities, strict=True))
     assert [by_name[name] for name in CLASSES] == pytest.approx(expected.tolist(), abs=1e-6)
@@ -106,23 +106,28 @@ def test_an_array_that_is_no_image(predictor, array):
         predictor.predict(array)
 
 
-def test_a_network_for_clips_is_refused():
-    clips = openmvit.MViT(openmvit.MViTConfig(**CLIP))
-    with pytest.raises(openmvit.UserError, match="takes clips"):
-        Predictor(clips, {"preprocessing": {}})
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("a.mp4", "a.mp4 is a video and this network takes images"),
+        ("camera:0", "camera:0 is a video and this network takes images"),
+        ("http://localhost/a.jpg", "images are read from files"),
+        ("videos", "holds no images"),
+    ],
+)
+def test_videos_and_addresses_are_refused(predictor, tmp_path, monkeypatch, source, cause):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "videos").mkdir()
+    for name in ("a.mp4", "videos/b.mp4"):
+        (tmp_path / name).touch()
+    with pytest.raises(openmvit.UserError, match=cause):
+        predictor.predict(source)
 
 
-CLIP = {
-    "input_size": (2, 16, 16),
-    "depths": (1,),
-    "embed_dim": 8,
-    "patch_kernel": (1, 4, 4),
-    "patch_stride": (1, 4, 4),
-    "patch_padding": (0, 0, 0),
-    "kernel_qkv": (1, 3, 3),
-    "stride_q": (1, 2, 2),
-    "adaptive_kv_stride": (1, 2, 2),
-}
+@pytest.mark.parametrize("option", [{"timeline": True}, {"hop": 1.0}, {"seconds": 2.0}])
+def test_options_of_videos_are_refused(place, predictor, option):
+    with pytest.raises(openmvit.UserError, match="are for videos and this network takes images"):
+        predictor.predict(place / "data" / "val", **option)
 
 
 def test_the_command_writes_table_json_csv_and_pictures(place, tmp_path, capsys):
