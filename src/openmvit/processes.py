@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
@@ -48,6 +50,23 @@ def leave() -> None:
     """Take leave of the other processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def together(device: torch.device) -> Iterator[None]:
+    """Meet the others for a while, unless the caller has done so already."""
+    before = dist.is_initialized()
+    join(device)
+    try:
+        yield
+    finally:
+        if not before:
+            leave()
+
+
+def is_main() -> bool:
+    """Whether this process is the one that talks, also before and after the others are met."""
+    return int(os.environ.get("RANK", "0")) == 0 if launched() else True
 
 
 def barrier() -> None:

@@ -63,11 +63,14 @@ def _train(given: Arguments) -> int:
 
 
 def _val(given: Arguments) -> int:
+    from openmvit.processes import is_main
     from openmvit.validate import results_text, validate
 
     options = given.options()
     file = options.pop("json")
     results = validate(given.positional["target"], **options)
+    if not is_main():
+        return 0
     if file:
         _write(file, json.dumps(results, indent=1) + "\n")
     print(results_text(results))
@@ -156,8 +159,8 @@ VERBS: dict[str, Verb] = {
     "demo": Verb(
         "the whole job on data that comes with the package, on a CPU, in minutes", _demo, DemoOptions, ("job?",)
     ),
-    "train": Verb("train on a folder of labelled images", _train, TrainOptions, ("recipe?",)),
-    "val": Verb("score a run, file or model on labelled images", _val, ValOptions, ("target",)),
+    "train": Verb("train on a folder of labelled images or videos", _train, TrainOptions, ("recipe?",)),
+    "val": Verb("score a run, file or model on labelled images or videos", _val, ValOptions, ("target",)),
     "predict": Verb("classify files, folders and patterns", _predict, PredictOptions, ("target", "sources+")),
     "convert": Verb("turn weights of another project into our file", _convert, ConvertOptions, ("file",)),
     "models": Verb("list architectures and released weights", _models, JsonOption, ("pattern?",)),

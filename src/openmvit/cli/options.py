@@ -45,8 +45,12 @@ class ValOptions:
     """Side of the test image in pixels; default: the model's."""
     crop_ratio: float | None = None
     """0.875: resize to int(imgsz / 0.875), centre crop. 0: whole image squashed. Default: the model's."""
-    batch: int = 32
-    """Images per step."""
+    clips: int | None = None
+    """Clips per video, spread evenly; default: the model's protocol."""
+    crops: int | None = None
+    """Crops per clip, 1 (centre) or 3 along the longer side; default: the model's protocol."""
+    batch: int | None = None
+    """Images or clips per step; default: 32 images, 8 clips."""
     workers: int = 2
     """Processes that load data; 0 loads in the main process."""
     device: str = "auto"
