@@ -219,7 +219,7 @@ def test_recomputation_lowers_the_memory_estimate(recipe: Recipe) -> None:
         ({"freeze": "99"}, "Accepted: backbone, or a number 0..3"),
         ({"freeze": "1", "tune": "head"}, "Give one of them"),
         ({"device": "gpu"}, "Accepted: auto, cpu, mps, cuda, cuda:N"),
-        ({"device": "cuda:99"}, "CUDA device"),
+        ({"device": "cuda:99"}, "0 cuda devices"),
         ({"amp": "fp16"}, "amp fp16 and device cpu do not go together"),
         ({"strategy": "fsdp"}, "there is one process"),
         ({"batch": 5, "repeats": 2}, "batch 5 is no multiple of repeats 2"),

@@ -250,6 +250,7 @@ class Job:
         weights = {name: state.whole(value) for name, value in self._engine.network.state_dict().items()}
         if not self.folder.writes:
             return
+        state.check_finite({"model": weights})
         card = self.task.card(
             {"name": self.task.metric, "value": self.progress.best, "epoch": self.progress.best_epoch}
         )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from openmvit import processes, report
+from openmvit.device import pick_device
 from openmvit.errors import UserError
 from openmvit.training import memory, state
 from openmvit.training.folder import RunFolder, new_folder
@@ -54,24 +55,12 @@ def find_device(recipe: Recipe) -> torch.device:
     Raises:
         UserError: if it is not there, or cannot do the recipe's mixed precision.
     """
-    wanted, local = recipe.device, int(os.environ.get("LOCAL_RANK", "0"))
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    kind, _, number = wanted.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
-        raise UserError(f"device is {recipe.device!r}", "Accepted: auto, cpu, mps, cuda, cuda:N")
-    if kind == "cuda":
-        index, count = int(number) if number else local, torch.cuda.device_count()
-        if index >= count:
-            raise UserError(
-                f"device is {wanted} and this machine has {count} CUDA device(s)", "Use --device auto or cpu"
-            )
-        return torch.device("cuda", index)
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device is mps and this machine has none", "Use --device auto or cpu")
-    if recipe.amp == "fp16":
-        raise UserError(f"amp fp16 and device {kind} do not go together", "Use --amp bf16, or a CUDA device")
-    return torch.device(kind)
+    device = pick_device(recipe.device)
+    if device.type == "cuda" and device.index is None:
+        return pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    if device.type != "cuda" and recipe.amp == "fp16":
+        raise UserError(f"amp fp16 and device {device} do not go together", "Use --amp bf16, or a CUDA device")
+    return device
 
 
 def _check(recipe: Recipe) -> None:
