@@ -1,5 +1,6 @@
 """Every shipped recipe loads strictly, says what it stands for, builds its model, and states the published values."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,54 @@ PUBLISHED = {
     "mvitv2_huge_cls_in21k_to_in1k_384": (30, 7e-5, 64, 0.05, 0.8, 5, 0, 384, 1000),
     "mvitv2_huge_cls_in21k_to_in1k_512": (3, 4e-5, 256, 1e-8, 0.8, 0, 1, 512, 1000),
 }
+
+
+# name: (frames, stride, imgsz, epochs, lr, at so many clips, weight decay, drop path, mix_prob, repeats,
+#        warm-up epochs, (clips, crops), classes)
+CLIPS = {
+    "kinetics/k400_mvitv2_small_16x4": (16, 4, 224, 200, 1.6e-3, 512, 0.05, 0.2, 1, 2, 30, (5, 1), 400),
+    "kinetics/k400_mvitv2_base_32x3": (32, 3, 224, 200, 1.6e-3, 512, 0.05, 0.3, 1, 2, 30, (5, 1), 400),
+    "kinetics/k400_mvitv2_small_16x4_in1k": (16, 4, 224, 100, 4.8e-4, 512, 0.05, 0.2, 1, 2, 5, (5, 1), 400),
+    "kinetics/k400_mvitv2_base_32x3_in1k": (32, 3, 224, 100, 4.8e-4, 512, 0.05, 0.3, 1, 2, 5, (5, 1), 400),
+    "kinetics/k400_mvitv2_small_16x4_in21k": (16, 4, 224, 75, 1.6e-4, 512, 0.05, 0.2, 1, 2, 5, (5, 1), 400),
+    "kinetics/k400_mvitv2_base_32x3_in21k": (32, 3, 224, 75, 1.6e-4, 512, 0.05, 0.3, 1, 2, 5, (5, 1), 400),
+    "kinetics/k400_mvitv2_large_16x4_in21k": (16, 4, 224, 75, 1.6e-4, 512, 0.05, 0.75, 1, 2, 5, (5, 1), 400),
+    "kinetics/k400_mvitv2_large_40x3_312": (40, 3, 312, 30, 1.6e-5, 128, 1e-8, 0.75, 0, 1, 5, (5, 3), 400),
+    "kinetics/k600_mvitv2_base_32x3": (32, 3, 224, 200, 1.6e-3, 512, 0.05, 0.3, 1, 2, 30, (5, 1), 600),
+    "kinetics/k600_mvitv2_large_40x3_312": (40, 3, 312, 30, 1.6e-5, 128, 1e-8, 0.75, 0, 1, 5, (4, 3), 600),
+    "kinetics/k700_mvitv2_base_32x3": (32, 3, 224, 200, 1.6e-3, 512, 0.05, 0.3, 1, 2, 30, (3, 3), 700),
+    "kinetics/k700_mvitv2_large_40x3_312": (40, 3, 312, 30, 1.6e-5, 128, 1e-8, 0.75, 0, 1, 5, (3, 3), 700),
+    "ssv2/mvitv2_small_16x4": (16, None, 224, 100, 0.02, 512, 1e-4, 0.4, 1, 1, 3, (1, 3), 174),
+    "ssv2/mvitv2_base_32x3": (32, None, 224, 100, 0.02, 512, 1e-4, 0.4, 1, 1, 3, (1, 3), 174),
+    "ssv2/mvitv2_large_40x3_312": (40, None, 312, 40, 0.02, 128, 1e-4, 0.75, 0, 1, 3, (1, 3), 174),
+}  # fmt: skip
+
+
+def test_the_clip_recipes_are_the_published_ones():
+    assert sorted(CLIPS) == [name for name in list_recipes() if name.startswith(("kinetics/", "ssv2/"))]
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_published_values_of_clips(name):
+    r, header = load_recipe(name), recipe_header(name)
+    peak = r.lr * CLIPS[name][5] / r.lr_batch
+    found = (r.frames, r.stride, r.imgsz, r.epochs, peak, CLIPS[name][5], r.weight_decay, r.drop_path)
+    found += (r.mix_prob, r.repeats, r.warmup_epochs, (r.clips, r.crops), header.num_classes)
+    assert found == CLIPS[name]
+    assert r.model == re.search(r"mvitv2_[a-z]+_\d+x\d", name)[0]
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_values_shared_by_every_clip_recipe(name):
+    r, segments = load_recipe(name), name.startswith("ssv2/")
+    assert (r.auto_augment, r.erase, r.label_smoothing) == ("rand-m7-n4-mstd0.5-inc1", 0.25, 0.1)
+    assert (r.mixup, r.cutmix, r.mix_switch, r.dropout, r.ema) == (0.8, 1.0, 0.5, 0.5, 0.0)
+    large = "large" in name
+    assert r.mean == ((0.485, 0.456, 0.406) if large else (0.45, 0.45, 0.45))
+    assert (r.sampling, r.flip) == (("segments", 0.0) if segments else ("span", 0.5))
+    assert r.jitter == ((356, 446) if large else (256, 320)) if segments else r.jitter is None
+    assert (r.optimizer, r.clip_grad) == (("sgd", 2.0 if large else 0.0) if segments else ("adamw", 1.0))
+    assert not r.still and r.inflation == "centre"
 
 
 def test_the_imagenet_recipes_are_the_published_ones():
@@ -85,12 +134,14 @@ def test_model_builds_at_the_recipes_size(name):
 
     recipe, classes = load_recipe(name), recipe_header(name).num_classes
     changes = {"drop_path_rate": recipe.drop_path, "drop_rate": recipe.dropout, "img_size": recipe.imgsz}
+    changes["num_frames"] = recipe.frames
     changes = {key: value for key, value in changes.items() if value is not None}
     with torch.device("meta"):
         model = create_model(recipe.model, num_classes=classes, **changes)
     assert model.config.num_classes == classes
     assert recipe.imgsz is None or set(model.config.input_size[-2:]) == {recipe.imgsz}
     assert recipe.drop_path is None or model.config.drop_path_rate == recipe.drop_path
+    assert recipe.frames is None or model.config.input_size[0] == recipe.frames
     side = recipe.imgsz or model.config.input_size[-1]
     logits = model.eval()(torch.empty(1, 3, *model.config.input_size[:-2], side, side, device="meta"))
     assert logits.shape == (1, classes)

@@ -109,14 +109,55 @@ def test_a_file_of_another_architecture_is_refused(tmp_path, small):
 def test_cards_are_found_by_tag_and_short_tag():
     for card in weights.cards():
         assert card.model in ARCHITECTURES
-        assert card.url.endswith(".pyth")
-        assert {"imgsz", "mean", "std", "crop_ratio", "interpolation"} == card.preprocessing.keys()
+        assert card.url.endswith((".pyth", ".pth"))
+        clip = {"num_frames", "stride", "sampling", "clips", "crops", "short_side", "stored_side"}
+        own = clip if model_config(card.model).ndim == 3 else {"crop_ratio", "interpolation"}
+        assert {"imgsz", "mean", "std"} | own == card.preprocessing.keys()
     assert weights.find_card("mvitv2_small", "in1k").name == "mvitv2_small.fb_in1k"
     assert weights.find_card("mvitv2_base_cls").num_classes == 19168
     with pytest.raises(UserError, match="fb_in1k"):
         weights.find_card("mvitv2_small", "fb_in22k")
     with pytest.raises(UserError, match="No weights of mvitv1_base_24"):
         weights.find_card("mvitv1_base_24")
+
+
+# name: outputs, (frames, side), statistics of red, rule, (clips, crops), short side, top-1, as published.
+CLIP_CARDS = {
+    "mvitv2_small_16x4.fb_k400": (400, (16, 224), (0.45, 0.225), "span", (5, 1), 256, 81.0),
+    "mvitv2_small_16x4.fb_ssv2": (174, (16, 224), (0.45, 0.225), "segments", (1, 3), 224, 68.2),
+    "mvitv2_small_16x4.tv_k400": (400, (16, 224), (0.45, 0.225), "span", (5, 1), 256, 80.757),
+    "mvitv2_base_32x3.fb_k400": (400, (32, 224), (0.45, 0.225), "span", (5, 1), 256, 82.9),
+    "mvitv2_base_32x3.fb_ssv2": (174, (32, 224), (0.45, 0.225), "segments", (1, 3), 224, 70.5),
+    "mvitv2_large_40x3.fb_k400": (400, (40, 312), (0.485, 0.229), "span", (5, 3), 312, 86.1),
+    "mvitv2_large_40x3.fb_ssv2": (174, (40, 312), (0.406, 0.225), "segments", (1, 3), 312, 73.3),
+    "mvitv1_base_16x4.ptv_k400": (400, (16, 224), (0.45, 0.225), "span", (5, 1), 256, 78.85),
+    "mvitv1_base_16x4.tv_k400": (400, (16, 224), (0.45, 0.225), "span", (5, 1), 256, 78.477),
+    "mvitv1_base_32x3.ptv_k400": (400, (32, 224), (0.45, 0.225), "span", (5, 1), 256, 80.3),
+}
+
+
+def test_clip_cards_are_the_published_ones():
+    found = {}
+    for card in weights.cards():
+        p = card.preprocessing
+        if model_config(card.model).ndim == 3:
+            size, views = (p["num_frames"], p["imgsz"]), (p["clips"], p["crops"])
+            assert model_config(card.model).input_size == (*size, p["imgsz"])
+            assert p["stride"] == int(card.model.rpartition("x")[2])
+            red = (p["mean"][0], p["std"][0])
+            found[card.name] = (
+                card.num_classes,
+                size,
+                red,
+                p["sampling"],
+                views,
+                p["short_side"],
+                card.published["top1"],
+            )
+    assert found == CLIP_CARDS
+    # The first is the default: the authors' own, where they released one.
+    assert weights.find_card("mvitv2_small_16x4").tag == "fb_k400"
+    assert weights.find_card("mvitv2_small_16x4", "ssv2").tag == "fb_ssv2"
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from openmvit.errors import UserError, did_you_mean
 class WeightCard:
     """One released file.
 
-    `preprocessing` has the keys of a checkpoint's card: imgsz, mean, std, crop_ratio, interpolation.
+    `preprocessing` has the keys of a checkpoint's card: imgsz, mean, std; of images crop_ratio and interpolation, of
+    clips num_frames, stride, sampling, clips, crops, short_side, stored_side.
     """
 
     model: str
@@ -88,7 +89,9 @@ def fetch(card: WeightCard) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written under another name and renamed when complete.
-        torch.hub.download_url_to_file(card.url, str(path), progress=sys.stderr.isatty())
+        # A name such as mvit_v2_s-ae3be167.pth carries the beginning of the file's SHA-256.
+        prefix = re.search(r"-([0-9a-f]{8})\.pth$", card.url)
+        torch.hub.download_url_to_file(card.url, str(path), prefix and prefix[1], progress=sys.stderr.isatty())
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"The weights {card.name} cannot be had from {card.url} ({error})",

@@ -131,12 +131,16 @@ def _from_foreign(found: Weights, path: Path) -> tuple[MViT, dict[str, Any]]:
     load_weights(model, found.state, found.config)
     own = [card for card in cards() if card.model == found.model]
     card = next((card for card in own if card.url.endswith(f"/{path.name}")), None)
+    like = [card, *own, *(c for c in cards() if model_config(c.model).ndim == found.config.ndim)]
+    size = {"imgsz": found.config.input_size[-1]}
+    if found.config.ndim == 3:
+        size["num_frames"] = found.config.input_size[0]
     return model.eval(), {
         "model": found.model,
         "task": "image" if found.config.ndim == 2 else "video",
         "classes": [],
         "architecture": found.config.to_dict(),
-        "preprocessing": (card or cards()[0]).preprocessing | {"imgsz": found.config.input_size[-1]},
+        "preprocessing": next(c for c in like if c is not None).preprocessing | size,
         "licence": card.licence if card else "",
     }
 
