@@ -17,7 +17,7 @@ from openmvit import checkpoint
 from openmvit.architectures import model_config
 from openmvit.cli import main
 from openmvit.cli.arguments import parse
-from openmvit.cli.main import VERBS
+from openmvit.cli.main import DATA, VERBS
 from openmvit.cli.options import TrainOptions
 from openmvit.convert import from_native
 from openmvit.errors import UserError
@@ -48,7 +48,7 @@ def test_the_help_names_every_verb(capsys):
     assert all(f"  {name} " in out for name in VERBS)
 
 
-@pytest.mark.parametrize("verb", [name for name in VERBS if name != "bench"])
+@pytest.mark.parametrize("verb", [name for name in VERBS if name not in ("bench", "data")])
 def test_the_help_of_a_verb_lists_its_options_with_meaning(verb, capsys):
     assert main([verb, "--help"]) == 0
     text = capsys.readouterr().out
@@ -58,6 +58,26 @@ def test_the_help_of_a_verb_lists_its_options_with_meaning(verb, capsys):
     assert "_" not in "".join(word for word in text.split() if word.startswith("--"))
     if verb == "train":
         assert "Probabilityofahorizontalflip." in squeezed and "default:0.5" in squeezed
+
+
+@pytest.mark.parametrize("action", DATA)
+def test_the_help_of_an_action_on_data_lists_its_options(action, capsys):
+    assert main(["data", "--help"]) == 0
+    assert f"  {action} " in capsys.readouterr().out
+    assert main(["data", action, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: openmvit data {action} DIR")
+    for field in fields(DATA[action].options):
+        assert f"--{field.name.replace('_', '-')} " in text
+
+
+def test_an_action_on_data_takes_its_own_options_only(tmp_path, capsys):
+    assert main(["data", "check", str(tmp_path), "--short-side", "64"]) == 2
+    assert "data check has no option --short-side" in capsys.readouterr().err
+    assert main(["data", "prepare", str(tmp_path)]) == 2
+    assert "Give --out DIR" in capsys.readouterr().err
+    assert main(["data", "bench", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_version(capsys):
@@ -187,7 +207,8 @@ def test_convert_reads_other_projects(source, wrapped, tmp_path, capsys):
 def test_data_check(tmp_path, capsys):
     write_data(tmp_path / "data")
     assert main(["data", "check", str(tmp_path / "data"), "--workers", "0"]) == 0
-    assert "unreadable: 0" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "unreadable: 0" in out and out.splitlines()[-1] == "data check images=30 unreadable=0 duplicates=0"
     (tmp_path / "data" / "train" / "ant" / "0.png").write_bytes(b"")
     picture(tmp_path / "data" / "val" / "ant" / "9.png", 3)
     assert main(["data", "check", str(tmp_path / "data"), "--workers", "0", "--json"]) == 1
@@ -201,7 +222,11 @@ def test_doctor_tries_the_decoders(capsys):
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert torch.__version__.startswith(found["versions"]["torch"])
-    assert found["decoders"]["JPEG"] == "works" and found["decoders"]["video (PyAV)"] == "works"
+    assert found["decoders"]["JPEG"] == "works" and found["decoders"]["video frames"] == "works"
+    readers = {name.split()[1]: state for name, state in found["decoders"].items() if name.startswith("video")}
+    assert readers["pyav"] == "works" and set(readers) == {"pyav", "torchcodec", "frames"}
+    assert sum(name.endswith("(auto)") for name in found["decoders"]) == 1
+    assert readers["torchcodec"] == "works" or "FFmpeg" in readers["torchcodec"]
     assert found["devices"][0]["name"] == "cpu" and all(value > 0 for value in found["disk_gb"].values())
     assert main(["doctor"]) == 0
     assert "decode PNG" in capsys.readouterr().out

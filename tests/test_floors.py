@@ -20,7 +20,7 @@ FLOORS: list[set[str]] = [
     {"detection", "action", "checkpoint"},
     {"weights", "counting"},
     {"zoo"},
-    {"validate", "predict", "export", "explain", "hub", "doctor", "info"},
+    {"validate", "predict", "export", "explain", "hub", "doctor", "info", "bottleneck"},
     {"demo", "training", "benchmark", "tables"},
     {"cli"},
     {"__init__", "__main__"},

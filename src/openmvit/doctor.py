@@ -28,7 +28,8 @@ def examine() -> dict[str, Any]:
         "system": platform.platform(),
         "devices": _devices(),
         "decoders": {name: _outcome(lambda name=name: _try_image(name)) for name in _IMAGE_FORMATS}
-        | {"video (PyAV)": _outcome(_try_video)},
+        | {f"video {name}": found for name, found in _video_readers().items()},
+        "ffmpeg": shutil.which("ffmpeg") or "not installed",
         "memory_gb": _memory(),
         "disk_gb": {str(path): _free(path) for path in (Path.cwd(), cache)},
     }
@@ -77,24 +78,24 @@ def _try_image(name: str) -> None:
         raise ValueError("decoded to another size")
 
 
-def _try_video() -> None:
-    """Encode four H.264 frames and decode them again."""
-    import av
-    import numpy as np
+def _video_readers() -> dict[str, str]:
+    """Every video reader with `works` or why not; the preferred one is marked."""
+    from openmvit.data.video import available_readers
 
-    stream = io.BytesIO()
-    with av.open(stream, "w", format="mp4") as container:
-        video = container.add_stream("libx264", rate=8)
-        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
-        for i in range(4):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 60 * i, np.uint8), format="rgb24")
-            container.mux(video.encode(frame))
-        container.mux(video.encode())
-    stream.seek(0)
-    with av.open(stream, "r") as container:
-        frames = sum(1 for _ in container.decode(video=0))
-    if frames != 4:
-        raise ValueError(f"decoded {frames} of 4 frames")
+    found = available_readers()
+    auto = "torchcodec" if found["torchcodec"] == "works" else "pyav"
+    return {f"{name} (auto)" if name == auto else name: _hint(name, state) for name, state in found.items()}
+
+
+def _hint(reader: str, state: str) -> str:
+    """A reader's state, and what to do about it."""
+    if state == "works":
+        return state
+    if reader == "torchcodec":
+        # Its wheel has no FFmpeg inside, unlike PyAV's.
+        fix = "pip install torchcodec, and FFmpeg" if state == "not installed" else "FFmpeg 4 to 8 as shared libraries"
+        return f"{state if state == 'not installed' else f'fails: {state}'} (optional; needs {fix})"
+    return f"fails: {state}"
 
 
 def _memory() -> dict[str, float]:
@@ -121,7 +122,8 @@ def report_text(found: dict[str, Any]) -> str:
     for device in found["devices"]:
         rest = "  ".join(f"{key} {value}" for key, value in device.items() if key != "name")
         lines.append(f"{'device ' + device['name']:<18}{rest}")
-    lines += [f"{'decode ' + name:<22}{outcome}" for name, outcome in found["decoders"].items()]
+    lines += [f"{'decode ' + name:<31}{outcome}" for name, outcome in found["decoders"].items()]
+    lines.append(f"{'ffmpeg command':<31}{found['ffmpeg']}")
     lines += [f"{'memory ' + name:<22}{value} GB" for name, value in found["memory_gb"].items()]
     lines += [f"free disk {value} GB in {path}" for path, value in found["disk_gb"].items()]
     return "\n".join(lines)

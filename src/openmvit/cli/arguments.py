@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from openmvit.errors import UserError, did_you_mean
 from openmvit.training.recipe_file import convert_value
@@ -120,7 +120,8 @@ def _assign(verb: str, positionals: tuple[str, ...], words: list[str]) -> dict[s
 
 def _listed(value: str, hint: Any) -> str:
     """`0.5,0.5,0.5` as a YAML list where a tuple is wanted."""
-    return f"[{value}]" if get_origin(hint) is tuple and not value.startswith("[") else value
+    wanted = any(get_origin(part) is tuple for part in (hint, *get_args(hint)))
+    return f"[{value}]" if wanted and "," in value and not value.startswith("[") else value
 
 
 def _parser(verb: str, summary: str, options: type, positionals: tuple[str, ...]) -> Any:

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from openmvit import __version__
+from openmvit.cli import data
 from openmvit.cli.arguments import Arguments, parse
 from openmvit.cli.options import (
+    BenchOptions,
+    CheckOptions,
     ConvertOptions,
-    DataOptions,
     DemoOptions,
     JsonOption,
     NoOptions,
     PredictOptions,
+    PrepareOptions,
     TrainOptions,
     ValOptions,
 )
@@ -82,7 +85,8 @@ def _predict(given: Arguments) -> int:
 
     options = given.options()
     predictor = load(given.positional["target"], options["device"])
-    found = predictor.predict(given.positional["sources"], top=options["top"], batch=options["batch"])
+    looks = {key: options[key] for key in ("top", "batch", "timeline", "hop", "seconds")}
+    found = predictor.predict(given.positional["sources"], on_window=_say_window, **looks)
     print(predictions_text(found))
     if options["json"]:
         _write(options["json"], json.dumps([one.as_dict() for one in found], indent=1) + "\n")
@@ -91,8 +95,15 @@ def _predict(given: Arguments) -> int:
     if options["out"]:
         draw_labels(found, options["out"])
     if not any(one.labels for one in found):
-        raise UserError(f"None of the {len(found)} files can be read as an image", "The table above says why")
+        raise UserError(
+            f"None of the {len(found)} files can be read as {predictor.kind.noun}s", "The table above says why"
+        )
     return 0
+
+
+def _say_window(_: str, window: Any) -> None:
+    """What a camera shows, at once."""
+    print(f"{window.end:8.1f} s  {window.labels[0]} {window.probabilities[0]:.4f}", flush=True)
 
 
 def _convert(given: Arguments) -> int:
@@ -116,18 +127,6 @@ def _info(given: Arguments) -> int:
     found = describe(given.positional["target"])
     print(json.dumps(found, indent=1) if given.options()["json"] else info_text(found))
     return 0
-
-
-def _data(given: Arguments) -> int:
-    if given.positional["action"] != "check":
-        raise UserError(f"data has no action {given.positional['action']!r}", did_you_mean("check", ["check"]))
-    from openmvit.data.check import check_images
-
-    options = given.options()
-    as_json = options.pop("json")
-    report = check_images(given.positional["dir"], **options)
-    print(json.dumps(report.as_dict(), indent=1) if as_json else "\n".join(report.lines()))
-    return 0 if report.clean else 1
 
 
 def _doctor(given: Arguments) -> int:
@@ -155,21 +154,52 @@ class Verb:
     positionals: tuple[str, ...] = ()
 
 
+DATA: dict[str, Verb] = {
+    "check": Verb(
+        "look at images or videos before training; exit code 1 if there are faults", data.check, CheckOptions, ("dir",)
+    ),
+    "bench": Verb(
+        "measure how fast clips are read from videos, and what a model needs", data.bench, BenchOptions, ("dir",)
+    ),
+    "prepare": Verb(
+        "encode videos again, small and quick to seek; exit code 1 if some are broken",
+        data.prepare,
+        PrepareOptions,
+        ("dir",),
+    ),
+}
+
+
+def _data(rest: list[str]) -> int:
+    """One action of `data`."""
+    if not rest or rest[0] in ("-h", "--help"):
+        print("usage: openmvit data ACTION DIR [--key value ...]\n")
+        print("\n".join(f"  {name:<9}{action.summary}" for name, action in DATA.items()))
+        return 0
+    if rest[0] not in DATA:
+        raise UserError(f"data has no action {rest[0]!r}", did_you_mean(rest[0], DATA))
+    action = DATA[rest[0]]
+    given = parse(f"data {rest[0]}", action.summary, action.options, action.positionals, rest[1:])
+    return 0 if given is None else action.run(given)
+
+
 VERBS: dict[str, Verb] = {
     "demo": Verb(
         "the whole job on data that comes with the package, on a CPU, in minutes", _demo, DemoOptions, ("job?",)
     ),
     "train": Verb("train on a folder of labelled images or videos", _train, TrainOptions, ("recipe?",)),
     "val": Verb("score a run, file or model on labelled images or videos", _val, ValOptions, ("target",)),
-    "predict": Verb("classify files, folders and patterns", _predict, PredictOptions, ("target", "sources+")),
+    "predict": Verb(
+        "classify images or videos: files, folders, patterns, addresses, cameras",
+        _predict,
+        PredictOptions,
+        ("target", "sources+"),
+    ),
     "convert": Verb("turn weights of another project into our file", _convert, ConvertOptions, ("file",)),
     "models": Verb("list architectures and released weights", _models, JsonOption, ("pattern?",)),
     "info": Verb("show a network block by block", _info, JsonOption, ("target",)),
     "data": Verb(
-        "data check DIR: look at data before training; exit code 1 if it found faults",
-        _data,
-        DataOptions,
-        ("action", "dir"),
+        "check, measure or re-encode data before training: data check|bench|prepare DIR", lambda _: 0, NoOptions
     ),
     "doctor": Verb("show versions, devices, decoders, memory and disk", _doctor, JsonOption),
     "bench": Verb("compare speed with another package", lambda _: 0, NoOptions),
@@ -223,6 +253,8 @@ def _dispatch(argv: list[str]) -> int:
         from openmvit import benchmark
 
         return benchmark.main(rest) or 0
+    if name == "data":
+        return _data(rest)
     verb = VERBS[name]
     given = parse(name, verb.summary, verb.options, verb.positionals, rest)
     return 0 if given is None else verb.run(given)

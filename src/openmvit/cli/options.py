@@ -64,9 +64,15 @@ class PredictOptions:
     """Options of predict."""
 
     top: int = 5
-    """Classes to give for every image."""
-    batch: int = 16
-    """Images per step."""
+    """Classes to give for every file and window."""
+    batch: int | None = None
+    """Images or clips per step; default: 16 images, 4 clips."""
+    timeline: bool = False
+    """Follow short videos by sliding windows too; those longer than ten clips, cameras and live streams always are."""
+    hop: float | None = None
+    """Seconds from one window to the next; default: half a window."""
+    seconds: float | None = None
+    """When to stop watching a camera or live stream; default: at Ctrl-C."""
     device: str = "auto"
     """auto, cpu, mps, cuda, cuda:N."""
     json: str | None = None
@@ -74,7 +80,7 @@ class PredictOptions:
     csv: str | None = None
     """File for the predictions as CSV."""
     out: str | None = None
-    """Folder for the images with their label drawn in."""
+    """Folder for the images and videos with their labels drawn in, and for the timelines of long videos as CSV."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,11 @@ class JsonOption:
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """Options of data."""
+class CheckOptions:
+    """Options of data check."""
 
+    task: Literal["auto", "image", "video"] = "auto"
+    """What the data are for; `auto` reads it off the files."""
     val_fraction: float = 0.1
     """Share of each class held out when the data has no validation split."""
     seed: int = 0
@@ -107,3 +115,41 @@ class DataOptions:
     """Processes that decode."""
     json: bool = False
     """Print JSON instead of text."""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Options of data bench."""
+
+    model: str | None = None
+    """Architecture, run or file that the clips are for; its speed is measured too."""
+    frames: int | None = None
+    """Frames of a clip; default: the model's, or 16."""
+    stride: int | None = None
+    """Frames of a 30 fps video from one chosen frame to the next; default: the model's, or 4."""
+    imgsz: int | None = None
+    """Side of the clip in pixels; default: the model's, or 224."""
+    clips: int = 64
+    """Clips to read."""
+    workers: int = 2
+    """Processes that would load data in training."""
+    reader: Literal["auto", "pyav", "torchcodec"] = "auto"
+    """What decodes."""
+    device: str = "auto"
+    """auto, cpu, mps, cuda, cuda:N."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Mixed precision of the model."""
+    batch: int | None = None
+    """Clips per step of the model; default: 1 on a CPU, else 8."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Options of data prepare."""
+
+    out: str | None = None
+    """Folder to write, outside of DIR."""
+    short_side: int = 256
+    """Largest short side in pixels; smaller videos keep their size."""
+    workers: int = 2
+    """Processes that encode."""

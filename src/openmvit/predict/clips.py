@@ -14,13 +14,14 @@ from torch import Tensor
 from openmvit.data.clips import clip_span
 from openmvit.data.folders import walk_samples
 from openmvit.data.images import IMAGES
+from openmvit.data.stills import sampling_from
 from openmvit.data.video import open_video
 from openmvit.data.video_reader import FOLDER_FPS, VideoDecodeError, VideoReader, check_index
-from openmvit.data.video_transforms import clip_sampling_from, clip_test_transform_from
+from openmvit.data.video_transforms import clip_test_transform_from
 from openmvit.data.videos import VIDEOS
 from openmvit.errors import UserError
 from openmvit.predict.sources import Look, Source
-from openmvit.predict.windows import LiveVideo, LongVideo, StoredVideo, is_live, read_small
+from openmvit.predict.windows import LiveVideo, LongVideo, StoredVideo, is_live, open_live, read_small
 
 _LONG = 10
 """Spans from which on a video is followed by windows: 21 seconds for 16 x 4."""
@@ -40,14 +41,16 @@ class ClipKind:
 
     def __init__(self, card: dict[str, Any]) -> None:
         preprocessing = card["preprocessing"]
-        self.sampling = clip_sampling_from(preprocessing)
+        self.sampling = sampling_from(preprocessing)
         self.transform = clip_test_transform_from(preprocessing)
         self.centre = clip_test_transform_from(preprocessing, crops=1)
         self.clips = int(preprocessing.get("clips", 1))
         self.views = self.clips * self.transform.crops
 
     def check(self, source: Source) -> None:
-        """Raise a UserError for pictures and arrays that are no frames."""
+        """Raise a UserError for pictures, arrays that are no frames and cameras that are missing."""
+        if is_live(source):
+            open_live(str(source)).close()
         if isinstance(source, str | Path):
             if IMAGES.accepts(str(source)):
                 raise UserError(

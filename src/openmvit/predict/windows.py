@@ -15,7 +15,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from torch import Tensor
 
-from openmvit.data.clips import TARGET_FPS, ClipSampling, clip_span, segment_centres, span_indices, window_starts
+from openmvit.data.clips import TARGET_FPS, ClipSampling, clip_span, window_starts
 from openmvit.data.video_reader import VideoDecodeError, VideoReader
 from openmvit.data.video_transforms import shrink
 from openmvit.errors import UserError
@@ -56,12 +56,11 @@ class LongVideo(ABC):
             VideoDecodeError: where the video cannot be read further.
         """
 
-    def chosen(self, start: float, span: float, length: int) -> list[int]:
-        """Frame numbers of the window that begins at frame `start` and is `span` frames long, `[T]`."""
-        if self.sampling.rule == "segments":
-            inside = max(min(round(span), length - math.floor(start)), 1)
-            return [math.floor(start) + i for i in segment_centres(inside, self.sampling.num_frames)]
-        return span_indices(start, span, self.sampling.num_frames, length)
+    def chosen(self, start: int, length: int, fps: float) -> list[int]:
+        """Frame numbers of the window that begins at frame `start` of `length`, `[T]`."""
+        span = clip_span(self.sampling.num_frames, self.sampling.stride, fps)
+        inside = max(min(math.ceil(span), length - start), 1)
+        return [start + i for i in self.sampling.test_indices(inside, fps)]
 
 
 class StoredVideo(LongVideo):
@@ -84,7 +83,7 @@ class StoredVideo(LongVideo):
             length, fps = video.num_frames, video.fps
             span = clip_span(self.sampling.num_frames, self.sampling.stride, fps)
             starts = window_starts(length, span, max(1.0, self.hop * fps))
-            clips = _read_windows(video, len(starts), lambda k: self.chosen(starts[k], span, length), self.side)
+            clips = _read_windows(video, len(starts), lambda k: self.chosen(starts[k], length, fps), self.side)
             for start, frames in zip(starts, clips, strict=True):
                 yield start / fps, min(start + span, length) / fps, self.transform(frames)
 
@@ -139,11 +138,10 @@ class LiveVideo(LongVideo):
         Raises:
             UserError: if there is no such camera or stream.
         """
-        with _open_live(self.source) as container:
+        with open_live(self.source) as container:
             stream = container.streams.video[0]
             rate = float(stream.average_rate or stream.guessed_rate or 0) or TARGET_FPS
-            frames = clip_span(self.sampling.num_frames, self.sampling.stride, rate)
-            offsets = [(i + 0.5) / rate for i in self.chosen(0.0, frames, math.ceil(frames))]
+            offsets = [(i + 0.5) / rate for i in self.chosen(0, math.ceil(self.span * rate), rate)]
             recent: deque[tuple[float, Tensor]] = deque()
             start = 0.0
             for moment, frame in self._frames(container):
@@ -184,7 +182,7 @@ def is_live(source: object) -> bool:
     return isinstance(source, str) and source.startswith((_CAMERA, "rtsp://", "rtsps://"))
 
 
-def _open_live(source: str) -> InputContainer:
+def open_live(source: str) -> InputContainer:
     """Open a camera or stream.
 
     Raises:
