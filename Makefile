@@ -1,4 +1,4 @@
-# make demo | test | test-lowest | check | format | parity | bench
+# make demo | demo-video | test | test-lowest | check | format | parity | bench
 # uv is used when it is installed, plain pip otherwise. PYTHON=python3.12 chooses the interpreter.
 
 VENV ?= .venv
@@ -20,10 +20,13 @@ endif
 TORCH := 'torch!=2.13.0'
 TORCH_LOWEST := 'torch==2.11.*' 'torchvision==0.26.*'
 
-.PHONY: demo test test-slow test-lowest check format parity bench
+.PHONY: demo demo-video test test-slow test-lowest check format parity bench
 
 demo: $(VENV)/.stamp-package
 	$(BIN)/openmvit demo image
+
+demo-video: $(VENV)/.stamp-package
+	$(BIN)/openmvit demo video
 
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)

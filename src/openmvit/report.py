@@ -65,6 +65,27 @@ def plot_confusion(matrix: Tensor, classes: Sequence[str], png_path: Path) -> No
     figure.savefig(png_path, dpi=110)
 
 
+def plot_clips(rows: Sequence[tuple[str, Tensor]], png_path: Path) -> None:
+    """Contact sheet: the frames of a clip side by side, a row per clip under its title.
+
+    Args:
+        rows: title and frames uint8 `[T, H, W, 3]` of every clip.
+        png_path: the picture to write.
+    """
+    from PIL import Image, ImageDraw
+
+    height = max(frames.shape[1] for _, frames in rows)
+    width = max(frames.shape[0] * (frames.shape[2] + 2) for _, frames in rows)
+    sheet = Image.new("RGB", (width, len(rows) * (height + 18)), (220, 220, 220))
+    draw = ImageDraw.Draw(sheet)
+    for row, (title, frames) in enumerate(rows):
+        top = row * (height + 18)
+        draw.text((3, top + 3), title, fill="black")
+        for column, frame in enumerate(frames.numpy()):
+            sheet.paste(Image.fromarray(frame), (column * (frames.shape[2] + 2), top + 18))
+    sheet.save(png_path)
+
+
 def _canvas(columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
     """A figure without a display and without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

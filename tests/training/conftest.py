@@ -115,7 +115,7 @@ def start(tmp_path: Path, digits: Path, tiny: Path):
                 text=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             )
-        folder = Path(str(resume)) if resume else tmp_path / "runs" / "image" / name
+        folder = Path(str(resume)) if resume else tmp_path / "runs" / str(options.get("task", "image")) / name
         running.append(Training(folder, process, output))
         return running[-1]
 

@@ -29,14 +29,17 @@ from openmvit.cli.options import (
 )
 from openmvit.errors import UserError, did_you_mean
 
+VIDEO_RECIPE = "video/small"
+"""What `train` starts from where videos are given and no recipe: the defaults of the options are those of images."""
+
 
 def _demo(given: Arguments) -> int:
-    from openmvit.demo import RECIPE, run_demo
+    from openmvit.demo import run_demo
     from openmvit.training.recipe_file import load_recipe
     from openmvit.training.run import train
 
     job = given.positional.get("job") or "image"
-    run_demo(job, lambda changes: train(load_recipe(RECIPE, changes)), **given.options())
+    run_demo(job, lambda recipe, changes: train(load_recipe(recipe, changes)), **given.options())
     return 0
 
 
@@ -59,7 +62,14 @@ def _train(given: Arguments) -> int:
     recipe = check_fields(values | flags)
     if recipe.resume is None and recipe.data is None:
         raise UserError("train has no data", "Give --data DIR: a folder of class folders or a CSV file")
+    from openmvit.processes import is_main
+    from openmvit.training.inputs import infer_task
     from openmvit.training.run import train
+
+    if recipe.resume is None and recipe_name is None and config is None and infer_task(recipe) == "video":
+        recipe = check_fields(read_fields(VIDEO_RECIPE) | flags)
+        if is_main():
+            print(f"Recipe {VIDEO_RECIPE}, since the data are videos and no recipe was named")
 
     train(recipe)
     return 0
