@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from openmvit.data.images import ImageReadError, open_images, read_image
 from openmvit.data.samples import LabelledData
@@ -166,7 +167,8 @@ def _examine_all(
         if workers < 2:
             yield from ((split, path, examine(path)) for path in paths)
             continue
-        with ProcessPoolExecutor(workers) as pool:
+        # A forked process that used several torch threads before would wait for them for ever.
+        with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             known = list(paths)
             yield from zip(repeat(split), known, pool.map(examine, known, chunksize=16), strict=False)
 

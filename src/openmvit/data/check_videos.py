@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import av
+import torch
 
 from openmvit.data.check import CheckReport, Finding, examine_data
 from openmvit.data.clips import scaled_size
@@ -135,7 +136,7 @@ def _encode_all(paths: list[str], encode: partial[str], workers: int) -> Iterato
     if workers < 2:
         yield from map(encode, paths)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield from pool.map(encode, paths)
 
 
@@ -164,7 +165,9 @@ def _encode(video: PyAVReader, target: Path, short_side: int) -> None:
     """Write all frames of an open video with their timestamps."""
     with av.open(str(target), "w") as container:
         rate = Fraction(video.fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "fast", "threads": "1"})
+        # Without B-frames: with them and a variable rate the muxer states too short a length.
+        options = {"crf": "18", "preset": "fast", "bf": "0", "threads": "1"}
+        stream = container.add_stream("libx264", rate=rate, options=options)
         stream.codec_context.time_base = Fraction(1, _TICKS)
         stream.codec_context.gop_size, stream.pix_fmt = _GOP, "yuv420p"
         first, sized = None, False

@@ -44,18 +44,22 @@ def write_moving_digits(
     Returns:
         `root`.
     """
-    root = Path(root)
+    root, threads = Path(root), torch.get_num_threads()
     scans, _ = load_digits()
     order = torch.randperm(len(scans), generator=torch.Generator().manual_seed(mix(seed))).numpy()
     limit = round(len(scans) * 0.8)
-    for split, count, numbers in (("train", train, order[:limit]), ("val", val, order[limit:])):
-        for clip in range(count):
-            motion = clip % len(MOTIONS)
-            generator = sample_generator(seed, len(split), clip)
-            scan = scans[numbers[int(torch.randint(len(numbers), (), generator=generator))]]
-            path = root / split / MOTIONS[motion] / f"{clip:05d}.mp4"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, moving_digit(scan, motion, size, frames, generator))
+    torch.set_num_threads(1)  # on tensors this small, several threads wait for each other most of the time
+    try:
+        for split, count, numbers in (("train", train, order[:limit]), ("val", val, order[limit:])):
+            for clip in range(count):
+                motion = clip % len(MOTIONS)
+                generator = sample_generator(seed, len(split), clip)
+                scan = scans[numbers[int(torch.randint(len(numbers), (), generator=generator))]]
+                path = root / split / MOTIONS[motion] / f"{clip:05d}.mp4"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write(path, moving_digit(scan, motion, size, frames, generator))
+    finally:
+        torch.set_num_threads(threads)
     return root
 
 
@@ -101,11 +105,15 @@ def _render(scan: np.ndarray, phases: Tensor, size: int) -> Tensor:
 
 def _write(path: Path, clip: Tensor) -> None:
     """Grey frames uint8 `[T, H, W]` as H.264."""
-    options = {"crf": "20", "preset": "veryfast", "threads": "1"}
+    height, width = clip.shape[1:]
+    # The slower presets look ahead, and x264's look-ahead on frames this small is not the same every time.
+    options = {"crf": "20", "preset": "ultrafast", "threads": "1"}
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=_FPS, options=options)
-        stream.width, stream.height, stream.pix_fmt = clip.shape[2], clip.shape[1], "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for picture in clip.numpy():
-            frame = av.VideoFrame.from_ndarray(picture, format="gray")
-            container.mux(stream.encode(frame))
+            # Luma in its range of 16..235, no colour.
+            luma = (16.5 + picture * (219.0 / 255.0)).astype(np.uint8)
+            planes = np.concatenate([luma, np.full((height // 2, width), 128, np.uint8)])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode())

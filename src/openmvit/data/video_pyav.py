@@ -192,6 +192,11 @@ class PyAVReader(VideoReader):
         frame = self._shown
         if frame is None:
             raise VideoDecodeError(self.source, "no frame can be decoded")
+        self._check_gap(frame, moment)
+        return self._rgb(frame)
+
+    def _check_gap(self, frame: av.VideoFrame, moment: float) -> None:
+        """Raise if too much is missing between a frame and the moment that it is to stand for."""
         length = max(float((frame.duration or 0) * (frame.time_base or 0)), 1.0 / self.fps)
         missing = moment - self._time(frame) - length
         slack = max(2.0 / self.fps, min(1.0, 0.1 * self.duration))
@@ -202,7 +207,6 @@ class PyAVReader(VideoReader):
                 raise VideoDecodeError(self.source, f"ends after {at:.2f} s of {self.duration:.2f} s, truncated")
             until = self._time(self._next) - origin
             raise VideoDecodeError(self.source, f"damaged from {at:.2f} s to {until:.2f} s")
-        return self._rgb(frame)
 
     def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
         if not self._width:
@@ -225,15 +229,18 @@ class PyAVReader(VideoReader):
         """Every frame from the beginning: its second, and RGB uint8 `[H, W, 3]`, upright.
 
         Raises:
-            VideoDecodeError: if nothing can be decoded, or the file ends long before its stated end.
+            VideoDecodeError: if nothing can be decoded, or as much is missing as `frames` would not bear.
         """
         self._rewind()
-        last = None
-        while (frame := self._pull()) is not None:
-            last = self._time(frame)
-            yield last, np.ascontiguousarray(self._rgb(frame))
-        if last is None:
+        self._shown = self._pull()
+        if self._shown is None:
             raise VideoDecodeError(self.source, "no frame can be decoded")
+        while self._shown is not None:
+            frame, self._next = self._shown, self._pull()
+            yield self._time(frame), np.ascontiguousarray(self._rgb(frame))
+            if self._next is not None:
+                self._check_gap(frame, self._time(self._next))
+            self._shown = self._next
         self.frames([self.num_frames - 1])
 
     def close(self) -> None:
