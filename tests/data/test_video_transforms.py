@@ -89,9 +89,9 @@ def test_erasing_has_one_box_and_fresh_noise():
     assert not torch.equal(noise[:, 0], noise[:, 1])
     assert abs(float(noise.mean())) < 0.1
     assert abs(float(noise.std()) - 1.0) < 0.1
-    sometimes, never = plain(imgsz=24, erase=0.25), plain(imgsz=24)
-    share = [not torch.equal(sometimes(frames, generator(s)), never(frames, generator(s))) for s in range(200)]
-    assert 0.15 < sum(share) / 200 < 0.35
+    sometimes, never, frames = plain(imgsz=24, erase=0.25), plain(imgsz=24), frames[:1]
+    share = [not torch.equal(sometimes(frames, generator(s)), never(frames, generator(s))) for s in range(100)]
+    assert 0.13 < sum(share) / 100 < 0.37
 
 
 def test_short_side_jitter_with_random_crop():
