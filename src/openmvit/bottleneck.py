@@ -24,6 +24,7 @@ from openmvit.model import MViT
 from openmvit.zoo import load_model
 
 _SECONDS = 3.0
+_DEFAULTS: dict[str, Any] = {"num_frames": 16, "stride": 4, "rule": "span", "imgsz": 224}
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -113,9 +114,10 @@ def bench_data(
             raise UserError(f"{name} is {value}", "Accepted: a whole number of at least 1")
     place = pick_device(device)
     network, known = (None, {}) if model is None else _network(model, sampling[0], imgsz)
-    frames, stride = sampling[0] or known.get("num_frames", 16), sampling[1] or known.get("stride", 4)
-    side = imgsz or known.get("imgsz", 224)
-    chosen = ClipSampling(frames, stride, known.get("rule", "span"))
+    asked = {"num_frames": sampling[0], "stride": sampling[1], "imgsz": imgsz}
+    how: dict[str, Any] = _DEFAULTS | known | {key: value for key, value in asked.items() if value is not None}
+    frames, side = how["num_frames"], how["imgsz"]
+    chosen = ClipSampling(frames, how["stride"], how["rule"])
     speed = bench_videos(data, chosen, ClipTrainTransform(side), clips=clips, reader=reader)
     if network is None or model is None:
         return DataBench(speed, workers, None)
