@@ -11,10 +11,11 @@ from torch.utils.data import Dataset
 
 from openmvit.config import MViTConfig
 from openmvit.data.clips import ClipSampling
-from openmvit.data.images import IMAGES, ImageDataset, open_images
+from openmvit.data.images import IMAGES, ImageDataset, open_images, read_image
 from openmvit.data.samples import LabelledData
 from openmvit.data.stills import StillSampling
 from openmvit.data.transforms import TestTransform, TrainTransform
+from openmvit.data.video import open_video
 from openmvit.data.video_transforms import ClipTestTransform, ClipTrainTransform, clip_preprocessing
 from openmvit.data.videos import VideoDataset, VideoViews, holds_videos, open_videos
 from openmvit.training.network import Start, model_axes
@@ -51,6 +52,10 @@ class TaskInput(Protocol):
 
     def val_dataset(self, data: LabelledData) -> Samples:
         """The centre of every validation sample."""
+        ...
+
+    def read(self, path: Path) -> object:
+        """Decode a file, for the reason why it fails."""
         ...
 
     def preprocessing(self) -> dict[str, Any]:
@@ -95,6 +100,9 @@ class ImageInput:
             multilabel=data.multilabel,
             num_classes=len(data.classes),
         )
+
+    def read(self, path: Path) -> object:
+        return read_image(path)
 
     def preprocessing(self) -> dict[str, Any]:
         r = self.recipe
@@ -177,6 +185,11 @@ class ClipInput:
         own = r.short_side if crops == self.crops else 0
         return ClipTestTransform(self.size[-1], crops, own, self.mean, self.std, r.stored_side)
 
+    def read(self, path: Path) -> object:
+        with open_video(path, self.recipe.reader) as video:
+            last = video.num_frames - 1
+            return video.frames(sorted({0, last // 4, last // 2, 3 * last // 4, last}))
+
     def preprocessing(self) -> dict[str, Any]:
         about = clip_preprocessing(self.sampling, self._test(self.crops), self.clips)
         return about | ({"still": True} if self.recipe.still else {})
@@ -205,7 +218,7 @@ def _frame_folders(root: Path) -> bool:
         return False
     stems = sorted(p.stem for p in inner.iterdir() if IMAGES.accepts(p.name))
     numbers = sorted(int(found[0]) for stem in stems if (found := re.search(r"\d+$", stem)))
-    return len(stems) >= _FEWEST_FRAMES and numbers == list(range(numbers[0], numbers[0] + len(stems)))
+    return len(numbers) >= _FEWEST_FRAMES and numbers == list(range(numbers[0], numbers[0] + len(stems)))
 
 
 def _triple(start: Start, key: str, default: Triple) -> Triple:

@@ -149,7 +149,7 @@ class ClassificationTask:
 
     def bad_files(self, path: Path) -> BadFiles:
         """The list of unreadable training files."""
-        return BadFiles(self.recipe.max_bad, len(self.data.splits["train"]), path)
+        return BadFiles(self.recipe.max_bad, len(self.data.splits["train"]), path, self.source.read)
 
     def note_bad(self, bad_files: BadFiles, index: Tensor, bad: Tensor) -> None:
         """Count the unreadable files of some training samples."""
