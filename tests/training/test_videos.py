@@ -72,8 +72,9 @@ def test_killed_run_continues_exactly(start, options) -> None:
     resumed = start(resume=killed.folder)
     assert resumed.end() == 0, resumed.text()
     assert resumed.losses() == whole.losses()
-    ours, theirs = checkpoint.read(resumed.folder), checkpoint.read(whole.folder)
-    assert all(torch.equal(ours[0][name], value) for name, value in theirs[0].items())
+    ours, theirs = checkpoint.read_model(resumed.folder), checkpoint.read_model(whole.folder)
+    weights = ours[0].state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in theirs[0].state_dict().items())
     assert ours[1]["preprocessing"] == theirs[1]["preprocessing"]
 
 
