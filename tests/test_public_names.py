@@ -15,7 +15,18 @@ ROOT = Path(__file__).parents[1]
 
 PUBLIC = {
     "openmvit": {"MViT", "MViTConfig", "UserError", "create_model", "list_models", "load"},
-    "openmvit.convert": {"SOURCES", "config_from", "expected_shapes", "detect_source", "from_native", "inflate", "fuse_qkv", "split_qkv", "to_native", "unwrap"},
+    "openmvit.convert": {
+        "SOURCES",
+        "config_from",
+        "expected_shapes",
+        "detect_source",
+        "from_native",
+        "inflate",
+        "fuse_qkv",
+        "split_qkv",
+        "to_native",
+        "unwrap",
+    },
 }
 MODEL_METHODS = {
     "forward",

@@ -245,6 +245,7 @@ def memory():
     return sum(int(row.split()[1]) for row in rows if row.startswith(("Private_Clean", "Private_Dirty"))) // 1024
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux")
 def test_a_million_rows_cost_no_objects_and_workers_stay_flat():
     count = 1_000_000

@@ -17,7 +17,7 @@ def randomised(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
+@pytest.mark.parametrize("size", ["tiny", "small", "base", pytest.param("large", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_outputs_of_random_weights_agree(size):
     peer = randomised(timm.create_model(f"mvitv2_{size}"))
