@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 
 from openmvit.cli import main
@@ -18,3 +19,15 @@ def test_demo_image(tmp_path, capsys):
     assert len(pictures) == 20 and pictures[0].name.startswith("0_")
     assert (tmp_path / "demo" / "image" / "exp" / "weights" / "best.safetensors").is_file()
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.slow
+def test_demo_video(tmp_path, capsys):
+    assert main(["demo", "video", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 0
+    last = re.fullmatch(
+        r"demo video top1=(\d\.\d\d) still_top1=(\d\.\d\d) classes=8 seconds=(\d+)",
+        capsys.readouterr().out.splitlines()[-1],
+    )
+    assert last
+    assert float(last[1]) >= 0.95 and abs(float(last[2]) - 1 / 8) <= 0.10
+    assert (tmp_path / "demo" / "pictures" / "clips.png").is_file()

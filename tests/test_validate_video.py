@@ -60,7 +60,7 @@ def test_the_card_says_the_default(place, capsys):
     argv = ["val", str(place / "model.safetensors"), "--data", str(place / "data"), "--workers", "0", "--device", "cpu"]
     assert main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
-    own = checkpoint.read(place / "model.safetensors")[1]["preprocessing"]
+    own = checkpoint.read_model(place / "model.safetensors")[1]["preprocessing"]
     top1, single = by_hand(place, own["clips"], own["crops"])
     views = own["clips"] * own["crops"]
     assert lines[-1] == f"val top1={top1:.4f} top5=1.0000 one_view_top1={single:.4f} clips=12 views={views}"

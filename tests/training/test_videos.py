@@ -20,6 +20,7 @@ from openmvit.errors import UserError
 from openmvit.training.inputs import ClipInput, infer_task
 from openmvit.training.network import Start
 from openmvit.training.recipe import Recipe
+from openmvit.training.recipe_file import load_recipe
 from openmvit.training.tasks import open_task
 from openmvit.validate import validate
 
@@ -189,6 +190,15 @@ def test_task_is_read_off_the_data(videos: Path, digits: Path, tiny_clip: Path, 
             path.write_bytes(scan)
     assert infer_task(Recipe(data=str(tmp_path / "frames"))) == "video"
     assert infer_task(Recipe(data=str(tmp_path / "pictures"))) == "image"
+
+
+def test_videos_without_a_recipe_start_from_the_preset(videos: Path, tiny_clip: Path, tmp_path: Path, capsys) -> None:
+    words = [f"data={videos}", f"model={tiny_clip}", "weights=none", "epochs=1", "warmup_epochs=0", "workers=0"]
+    assert main(["train", *words, "batch=8", "device=cpu", "plots=false", f"out_dir={tmp_path}"]) == 0
+    assert capsys.readouterr().out.startswith("Recipe video/small, since the data are videos")
+    used, preset = load_recipe(tmp_path / "video" / "exp" / "args.yaml"), load_recipe("video/small")
+    assert (used.auto_augment, used.layer_decay, used.repeats) == (preset.auto_augment, preset.layer_decay, 2)
+    assert (used.epochs, used.batch) == (1, 8)
 
 
 def test_model_and_data_must_be_of_one_kind(videos: Path) -> None:
