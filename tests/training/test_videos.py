@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.clipfiles import cut, garble, write_audio, write_video
 from openmvit import checkpoint
 from openmvit.cli import main
 from openmvit.config import MViTConfig
@@ -99,29 +100,33 @@ def test_two_ranks_train_a_class_token_and_score_every_clip_once(start, options,
     assert lines[0].startswith("val top1=0.") and lines[0].endswith("clips=17 views=6") and "one_view_top1=" in lines[0]
 
 
-def test_unreadable_videos_are_listed_and_the_run_goes_on(options, videos: Path, tmp_path: Path, capsys) -> None:
+def test_six_kinds_of_broken_file_among_clips_of_three_kinds(options, tmp_path: Path, capsys) -> None:
+    """Sizes, frame rates and lengths differ, six files are broken: the run goes on and lists them with reasons."""
     data = tmp_path / "data"
-    for source in sorted(videos.rglob("*.mp4")):
-        (data / source.relative_to(videos)).parent.mkdir(parents=True, exist_ok=True)
-        (data / source.relative_to(videos)).write_bytes(source.read_bytes())
-    good = sorted((data / "train").rglob("*.mp4"))
-    good[0].write_bytes(b"")
-    good[3].write_text("no video at all")
-    good[6].write_bytes(good[6].read_bytes()[:300])
+    for split, count in (("train", 4), ("val", 2)):
+        for number, (size, fps, frames) in enumerate([((96, 64), 30, 60), ((64, 80), 12, 20), ((50, 50), 60, 7)]):
+            for i in range(count):
+                write_video(data / split / "abc"[number] / f"{i}.mp4", frames, size=size, fps=fps)
+    place = data / "train" / "b"
+    (place / "zero.mp4").touch()
+    (place / "text.mp4").write_text("no video at all")
+    cut(write_video(place / "cut.mp4"), 0.5)
+    cut(write_video(place / "cut.mkv", 120), 0.3)
+    write_audio(place / "sound.mp4")
+    garble(write_video(place / "garbled.mp4"), 0.0, 3000)
     words = {**options, "data": data, "weights": "none", "out_dir": tmp_path / "runs", "name": "bad", "workers": 0}
-    words |= {"batch": 4, "device": "cpu", "plots": "false", "max_bad": 0.5, "warmup_epochs": 1}
+    words |= {"batch": 4, "device": "cpu", "plots": "false", "max_bad": 0.5, "warmup_epochs": 1, "stride": 30}
     assert main(["train", *(f"{key}={value}" for key, value in words.items())]) == 0
-    listed = (tmp_path / "runs" / "video" / "bad" / "bad_files.txt").read_text().splitlines()
-    assert sorted(line.split("\t")[0].split(": ")[0] for line in listed) == sorted(
-        map(str, (good[0], good[3], good[6]))
-    )
-    reasons = [line.split("\t")[1] for line in listed]
-    assert all(reasons) and not any("second try" in reason for reason in reasons), reasons
-    assert "Next: openmvit predict" in capsys.readouterr().out
-    bad = sorted((data / "val").rglob("*.mp4"))[5]
+    run = tmp_path / "runs" / "video" / "bad"
+    listed = dict(line.split("\t") for line in (run / "bad_files.txt").read_text().splitlines())
+    names = ["cut.mkv", "cut.mp4", "garbled.mp4", "sound.mp4", "text.mp4", "zero.mp4"]
+    assert sorted(listed) == [str(place / name) for name in names]
+    assert all(listed.values()) and not any("second try" in reason for reason in listed.values()), listed
+    assert "6 unreadable files are listed" in capsys.readouterr().out
+    bad = data / "val" / "a" / "1.mp4"
     bad.write_bytes(b"")
-    found = validate(tmp_path / "runs" / "video" / "bad", workers=0, device="cpu")
-    assert (found["samples"], found["unreadable"], found["views"]) == (16, [str(bad)], 5)
+    found = validate(run, workers=0, device="cpu")
+    assert (found["samples"], found["unreadable"], found["views"]) == (5, [str(bad)], 5)
 
 
 def test_card_says_how_clips_are_made(options, videos: Path, tiny_clip: Path) -> None:

@@ -15,7 +15,7 @@ from openmvit.data.images import IMAGES, ImageDataset, open_images, read_image
 from openmvit.data.samples import LabelledData
 from openmvit.data.stills import StillSampling
 from openmvit.data.transforms import TestTransform, TrainTransform
-from openmvit.data.video import open_video
+from openmvit.data.video import probe_video
 from openmvit.data.video_transforms import ClipTestTransform, ClipTrainTransform, clip_preprocessing
 from openmvit.data.videos import VideoDataset, VideoViews, holds_videos, open_videos
 from openmvit.training.network import Start, model_axes
@@ -186,9 +186,7 @@ class ClipInput:
         return ClipTestTransform(self.size[-1], crops, own, self.mean, self.std, r.stored_side)
 
     def read(self, path: Path) -> object:
-        with open_video(path, self.recipe.reader) as video:
-            last = video.num_frames - 1
-            return video.frames(sorted({0, last // 4, last // 2, 3 * last // 4, last}))
+        return probe_video(path, self.recipe.reader)
 
     def preprocessing(self) -> dict[str, Any]:
         about = clip_preprocessing(self.sampling, self._test(self.crops), self.clips)
