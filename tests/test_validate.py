@@ -12,7 +12,7 @@ from colours import CLASSES, picture, train_run, write_data
 from openmvit import checkpoint
 from openmvit.cli import main
 from openmvit.config import MViTConfig
-from openmvit.data.images import read_image
+from openmvit.data.images import ImageDataset, open_images, read_image
 from openmvit.data.transforms import test_transform_from as transform_from
 from openmvit.errors import UserError
 from openmvit.model import MViT
@@ -97,6 +97,47 @@ def test_a_held_out_split_is_the_one_of_the_run(tmp_path):
         validate(run, workers=0, device="cpu")
 
 
+def files_scored(monkeypatch, run, **options):
+    """Paths that `validate` reads, and what it finds."""
+    read: list[str] = []
+    real = ImageDataset._read
+    monkeypatch.setattr(ImageDataset, "_read", lambda self, i: (read.append(str(self.table.path(i))), real(self, i))[1])
+    found = validate(run, workers=0, device="cpu", **options)
+    monkeypatch.undo()
+    return sorted(read), found
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_samples_added_since_the_run_do_not_change_what_is_held_out(tmp_path, monkeypatch, relative):
+    write_data(tmp_path / "two", train=10)
+    (tmp_path / "two" / "train").rename(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    run = train_run(tmp_path, "data" if relative else tmp_path / "data", epochs=1, warmup_epochs=0, val_fraction=0.3)
+    monkeypatch.undo()
+    assert checkpoint.read(run)[1]["data"] == str(tmp_path / "data")
+    held = sorted(str(tmp_path / line) for line in (run / "val.txt").read_text().splitlines())
+    before = validate(run, workers=0, device="cpu")
+    picture(tmp_path / "data" / "ant" / "new.png", 999)
+    changed = open_images(tmp_path / "data", seed=0, val_fraction=0.3).splits["val"]
+    assert sorted(str(changed.path(i)) for i in range(len(changed))) != held, "the seed alone would not do"
+
+    for target, options in ((run, {}), (run / "weights" / "best.safetensors", {}), (run, {"data": tmp_path / "data"})):
+        read, found = files_scored(monkeypatch, target, **options)
+        assert read == held and found["classes"] == before["classes"]
+    read, _ = files_scored(monkeypatch, run, split="train")
+    assert len(read) == 31 - 9 and not set(read) & set(held)
+
+    Path(held[0]).unlink()
+    with pytest.raises(UserError, match=r"lists 9 validation samples and .*data holds 8 of them"):
+        validate(run, workers=0, device="cpu")
+    (run / "val.txt").rename(tmp_path / "elsewhere.txt")
+    with pytest.raises(UserError, match=r"\(val.txt\) is not beside it"):
+        validate(run, workers=0, device="cpu")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"The data that the run recorded, .*data, cannot be opened.* Give --data"):
+        validate(run, workers=0, device="cpu")
+
+
 def test_unreadable_files_are_left_out_and_named(place, tmp_path):
     write_data(tmp_path / "data")
     bad = tmp_path / "data" / "val" / "bee" / "1.png"
@@ -156,6 +197,22 @@ def test_the_joined_list_is_scored_by_its_first_thousand_columns(tmp_path):
     assert int(guess) == int(model(x[None])[0, :1000].argmax())
     text = results_text(found)
     assert "the worst 50 of 1000 classes" in text and len(text.splitlines()) < 60
+
+
+def test_names_decide_before_the_first_thousand_columns(tmp_path):
+    """A card with the data's names among 19,168, in another order: matched by name."""
+    path, _ = nameless(tmp_path, 19168)
+    data = thousand(tmp_path)
+    state, card = checkpoint.read(path)
+    names = [f"other{i}" for i in range(18168)] + [f"{i:04d}" for i in range(1000)]
+    state["head.projection.bias"][names.index("0007")] = 200.0
+    checkpoint.save(path, state, {**card, "classes": names})
+    found = validate(path, data, batch=100, workers=0, device="cpu")
+    rows = {row["name"]: row for row in found["classes"]}
+    assert len(rows) == 19168 and found["top1"] == 0.001
+    assert [name for name, row in rows.items() if row["accuracy"]] == ["0007"]
+    checkpoint.save(path, state, {**card, "classes": [f"other{i}" for i in range(19168)]})
+    assert plain(validate(path, data, batch=100, workers=0, device="cpu"))["top1"] == 0.001
 
 
 def test_classes_without_names_must_agree_in_number(place, tmp_path):

@@ -43,9 +43,8 @@ def split_data(data: LabelledData, val_fraction: float, seed: int) -> LabelledDa
     data.notes.append(f"no validation split: {len(val)} of {len(train) + len(val)} samples held out (seed {seed})")
     if single:
         data.notes.append(f"{single} classes have one sample each and are missing from validation")
-    return LabelledData(
-        data.classes, {**data.splits, "train": train, "val": val}, data.multilabel, data.root, data.notes
-    )
+    splits = {**data.splits, "train": train, "val": val}
+    return LabelledData(data.classes, splits, data.multilabel, data.root, data.notes, held_out=True)
 
 
 def _open_splits(root: Path, base: Path, kind: FileKind, split: tuple[int, float], notes: list[str]) -> LabelledData:

@@ -164,6 +164,7 @@ class LabelledData:
         multilabel: whether a sample may carry several labels.
         root: what the user named.
         notes: one sentence each about what was decided or left out; the caller shows them.
+        held_out: whether `val` was drawn from the training samples, since the data have none of their own.
     """
 
     classes: tuple[str, ...]
@@ -171,6 +172,7 @@ class LabelledData:
     multilabel: bool
     root: Path
     notes: list[str] = field(default_factory=list)
+    held_out: bool = False
 
 
 def read_or_replace(

@@ -168,7 +168,7 @@ class ClassificationTask:
             "classes": list(self.data.classes),
             "multilabel": self.data.multilabel,
             "preprocessing": self.source.preprocessing(),
-            "data": str(self.recipe.data),
+            "data": str(Path(str(self.recipe.data)).absolute()),
             "recipe": dataclasses.asdict(self.recipe),
             "versions": library_versions(),
             "licence": self.licence,

@@ -18,6 +18,7 @@ from openmvit.device import pick_device
 from openmvit.errors import UserError
 from openmvit.evaluation.classification import ClassificationScores, MultiLabelScores
 from openmvit.model import MViT
+from openmvit.validate.heldout import as_held_out, join_tables
 from openmvit.validate.protocols import ClipProtocol, ImageProtocol, TestProtocol, ViewOrder
 from openmvit.validate.scoring import Evaluation, evaluate, over_processes
 from openmvit.zoo import load_model
@@ -44,7 +45,7 @@ def validate(
     scores of the whole. Of videos the views' probabilities are averaged, and `one_view_top1` is the middle one's score.
 
     Args:
-        data: as for training; default: the data of the run, split as it was.
+        data: as for training; default: the data of the run, split as it was (by the run's val.txt).
         split: val, test, train, or all.
         batch: images or clips per step; default 32 or 8.
         options: in place of the checkpoint's: `imgsz`; for images `crop_ratio` (0 squashes the whole image), for
@@ -59,7 +60,7 @@ def validate(
     if not model.config.num_classes:
         raise UserError(f"{target} has no classifier", "Give a network that was trained on classes")
     protocol = PROTOCOLS[model.config.ndim](card["preprocessing"], options)
-    labelled = _open(protocol, card, data)
+    labelled = as_held_out(_open(protocol, card, data), target, card, data)
     table, classes = _classes(_table(labelled, split), labelled, card.get("classes") or [], model.config.num_classes)
     with processes.together(place):
         found = _score(model.to(place), protocol, labelled.multilabel, (table, classes), (batch, workers, place))
@@ -122,7 +123,13 @@ def _open(protocol: TestProtocol, card: dict[str, Any], data: str | Path | None)
     root = data if data is not None else card.get("data")
     if not root:
         raise UserError("This model does not say what it was trained on", "Give --data DIR")
-    return protocol.open(root, seed=recipe.get("seed", 0), val_fraction=recipe.get("val_fraction", 0.1))
+    try:
+        return protocol.open(root, seed=recipe.get("seed", 0), val_fraction=recipe.get("val_fraction", 0.1))
+    except UserError as error:
+        if data is not None:
+            raise
+        cause = f"The data that the run recorded, {root}, cannot be opened: {error.cause}"
+        raise UserError(cause, "Give --data with the folder or list to score") from error
 
 
 def _table(data: LabelledData, split: str) -> SampleTable:
@@ -131,13 +138,7 @@ def _table(data: LabelledData, split: str) -> SampleTable:
         if split not in data.splits:
             raise UserError(f"{data.root} has no split {split!r}", f"Accepted: {', '.join(data.splits)}, all")
         return data.splits[split]
-    rows = (
-        (str(table.path(i).absolute()), table.labels(i)) for table in data.splits.values() for i in range(len(table))
-    )
-    tables = list(data.splits.values())
-    times = [np.full((len(t), 2), np.nan) if t.times is None else t.times for t in tables]
-    whole = all(t.times is None for t in tables)
-    return SampleTable.build(data.root, rows, None if whole else np.concatenate(times))
+    return join_tables(list(data.splits.values()), data.root)
 
 
 def _classes(
@@ -149,7 +150,8 @@ def _classes(
         UserError: if the data's classes are not the model's.
     """
     own = data.classes
-    if outputs == _JOINED_CLASSES and len(own) == _FIRST_CLASSES:
+    known = not set(own).isdisjoint(names)
+    if outputs == _JOINED_CLASSES and len(own) == _FIRST_CLASSES and not known:
         data.notes.append(f"scored by the first {_FIRST_CLASSES} of {_JOINED_CLASSES} outputs")
         return table, own
     if not names:
