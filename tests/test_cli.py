@@ -18,9 +18,9 @@ from openmvit.architectures import model_config
 from openmvit.cli import main
 from openmvit.cli.arguments import parse
 from openmvit.cli.main import DATA, VERBS
-from openmvit.cli.options import TrainOptions
+from openmvit.cli.options import PredictOptions, TrainOptions
 from openmvit.convert import from_native
-from openmvit.errors import UserError
+from openmvit.errors import UserError, did_you_mean
 from openmvit.model import MViT
 
 
@@ -105,6 +105,79 @@ def test_values_keep_their_type():
     assert given.flags == {"batch": "auto", "freeze": "6", "imgsz": None, "plots": False, "auto_augment": None}
     assert options("--batch", "8", "--name", "3").flags == {"batch": 8, "name": "3"}
     assert options("--min-lr", "-1").flags == {"min_lr": -1.0}
+
+
+def test_none_is_null_where_null_is_a_value():
+    given = options("--auto-augment", "none", "--imgsz", "None", "--jitter=none", "--weights", "none", "--name", "none")
+    wanted = {"auto_augment": None, "imgsz": None, "jitter": None, "weights": "none", "name": "none"}
+    assert given.flags == wanted
+    with pytest.raises(UserError, match="crop_scale is none"):
+        options("--crop-scale", "none")
+
+
+@pytest.mark.parametrize("typed", ["0.5", "0.5,0.6,0.7", "0.5,x", "[0.5]"])
+def test_a_wrong_number_of_numbers_is_shown_as_it_was_typed(typed):
+    with pytest.raises(UserError) as caught:
+        options("--crop-scale", typed)
+    assert str(caught.value) == f"crop_scale is {typed}. Give 2 numbers with commas between them."
+
+
+@pytest.mark.parametrize(
+    ("argv", "sources", "file"),
+    [
+        (["run", "a.png", "--json"], ["a.png"], "-"),
+        (["run", "--json", "a.png", "b.png"], ["a.png", "b.png"], "-"),
+        (["run", "a.png", "--json", "--top", "1"], ["a.png"], "-"),
+        (["run", "--json", "x.json", "a.png"], ["a.png"], "x.json"),
+        (["run", "a.png", "--json=x"], ["a.png"], "x"),
+        (["run", "a.png"], ["a.png"], None),
+    ],
+)
+def test_json_takes_a_file_only_if_it_is_one(argv, sources, file):
+    given = parse("predict", "", PredictOptions, ("target", "sources+"), argv)
+    assert given.positional == {"target": "run", "sources": sources}
+    assert given.options()["json"] == file
+
+
+def test_json_without_a_file_is_all_of_the_output(tmp_path, capsys):
+    data = write_data(tmp_path / "data", train=2, val=1)
+    run = str(train_run(tmp_path, data, epochs=1, warmup_epochs=0))
+    capsys.readouterr()
+    assert main(["val", "--json", run, "--workers", "0", "--device", "cpu"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["samples"] == 3 and 0 <= scores["top1"] <= 1
+    picture_file = str(data / "val" / "ant" / "0.png")
+    before = Path(picture_file).read_bytes()
+    assert main(["predict", run, "--device", "cpu", "--json", picture_file]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["path"] for one in found] == [picture_file] and Path(picture_file).read_bytes() == before
+    assert main(["predict", run, "--device", "cpu", __file__]) == 2
+    assert "The one file cannot be read as an image" in capsys.readouterr().err
+
+
+def test_data_or_a_run_in_the_place_of_a_recipe(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_data(Path("data"), train=1, val=1)
+    Path("run").mkdir()
+    Path("run/args.yaml").touch()
+    Path("list.csv").touch()
+    for word, said in {
+        "data": "Did you mean --data data.",
+        "list.csv": "Did you mean --data list.csv.",
+        "run": "Did you mean --resume run.",
+    }.items():
+        assert main(["train", word]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["train", "data", "--data", "data"]) == 2
+    assert "Leave it out, or name a recipe" in capsys.readouterr().err
+
+
+def test_the_nearest_of_many_words_are_named():
+    names = openmvit.list_models()
+    assert did_you_mean("mvitv2_smal", names) == "Did you mean 'mvitv2_small'"
+    said = did_you_mean("zzzz", names)
+    assert said.startswith(f"The nearest of {len(names)} are ") and len(said.split(", ")) == 3
+    assert did_you_mean("zzzz", ["image", "video"]) == "Accepted: image, video"
 
 
 @pytest.mark.parametrize("argv", [["--epoch", "3"], ["--ep=3"], ["epoch=3"], ["-e", "3"], ["a", "b"], ["--data"]])

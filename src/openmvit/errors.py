@@ -19,8 +19,17 @@ class UserError(ValueError):
         super().__init__(f"{self.cause}. {self.fix}." if self.fix else f"{self.cause}.")
 
 
+_SHORT = 7
+"""Longer lists are not written out."""
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """The fix for a misspelt word: `Did you mean 'x'`, or the accepted words when none is near."""
+    """The fix for a misspelt word: `Did you mean 'x'`; when none is near the accepted words, of many the nearest."""
     choices = list(choices)
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]!r}" if near else f"Accepted: {', '.join(choices)}"
+    if near:
+        return f"Did you mean {near[0]!r}"
+    if len(choices) <= _SHORT:
+        return f"Accepted: {', '.join(choices)}"
+    nearest = difflib.get_close_matches(word, choices, n=3, cutoff=0.0)
+    return f"The nearest of {len(choices)} are {', '.join(nearest)}"

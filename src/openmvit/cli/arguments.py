@@ -12,6 +12,8 @@ from openmvit.errors import UserError, did_you_mean
 from openmvit.training.recipe_file import convert_value
 
 _BOOLEANS = ("true", "false")
+STDOUT = "-"
+"""Value of a result file that stands for the standard output."""
 
 
 @dataclass
@@ -36,8 +38,8 @@ class Arguments:
 def parse(verb: str, summary: str, options: type, positionals: tuple[str, ...], argv: list[str]) -> Arguments | None:
     """Read the words behind a verb; None after showing its help.
 
-    `--key value`, `--key=value` and `key=value` mean the same, `-` in a key means `_`, a boolean needs no value, and
-    nothing is abbreviated.
+    `--key value`, `--key=value` and `key=value` mean the same, `-` in a key means `_`, a boolean needs no value,
+    `--json` neither, and nothing is abbreviated.
 
     Args:
         options: dataclass of the options.
@@ -57,8 +59,8 @@ def parse(verb: str, summary: str, options: type, positionals: tuple[str, ...], 
         else:
             flags[key] = value
     positional = _assign(verb, positionals, words)
-    tokens = [f"--{key}={_listed(value, hints[key])}" for key, value in flags.items()]
-    parsed = _parser(verb, summary, options, ()).parse_args(tokens, defaults=False)
+    tokens = [f"--{key}={_as_yaml(key, value, hints[key])}" for key, value in flags.items()]
+    parsed = _parser(verb, summary, options, (), flags).parse_args(tokens, defaults=False)
     defaults = {f.name: f.default for f in fields(options)}
     return Arguments(positional, parsed.as_dict(), defaults)
 
@@ -85,6 +87,9 @@ def _pairs(verb: str, hints: dict[str, Any], argv: list[str]) -> Iterator[tuple[
             yield key, token[match.end() :]
         elif hints[key] is bool and (not rest or rest[0] not in _BOOLEANS):
             yield key, "true"
+        elif key == "json" and (not rest or not rest[0].endswith(".json")):
+            # A word behind it is a picture to classify rather than a file to write over.
+            yield key, STDOUT
         elif not rest or rest[0].startswith("--"):
             raise UserError(f"The option {token} has no value", f"Write {token} VALUE; see openmvit {verb} --help")
         else:
@@ -93,7 +98,7 @@ def _pairs(verb: str, hints: dict[str, Any], argv: list[str]) -> Iterator[tuple[
 
 def _nearest(key: str, verb: str, hints: dict[str, Any]) -> str:
     fix = did_you_mean(key, hints)
-    if fix.startswith("Accepted"):
+    if not fix.startswith("Did"):
         return f"See openmvit {verb} --help"
     return re.sub(r"'(\w+)'", lambda m: "--" + m[1].replace("_", "-"), fix)
 
@@ -118,14 +123,23 @@ def _assign(verb: str, positionals: tuple[str, ...], words: list[str]) -> dict[s
     return found
 
 
-def _listed(value: str, hint: Any) -> str:
-    """`0.5,0.5,0.5` as a YAML list where a tuple is wanted."""
-    wanted = any(get_origin(part) is tuple for part in (hint, *get_args(hint)))
-    return f"[{value}]" if wanted and "," in value and not value.startswith("[") else value
+def _as_yaml(key: str, value: str, hint: Any) -> str:
+    """A value as jsonargparse reads it: `0.5,0.5` as a list where a tuple is wanted, `none` as null."""
+    parts = (hint, *get_args(hint))
+    if value.lower() == "none" and type(None) in parts and (str not in parts or key == "auto_augment"):
+        return "null"
+    return f"[{value}]" if _tuple_in(hint) and "," in value and not value.startswith("[") else value
 
 
-def _parser(verb: str, summary: str, options: type, positionals: tuple[str, ...]) -> Any:
-    """The jsonargparse parser of a verb, with one-line errors."""
+def _tuple_in(hint: Any) -> Any:
+    """The tuple type that a hint accepts, or None."""
+    return next((part for part in (hint, *get_args(hint)) if get_origin(part) is tuple), None)
+
+
+def _parser(
+    verb: str, summary: str, options: type, positionals: tuple[str, ...], typed: dict[str, str] | None = None
+) -> Any:
+    """The jsonargparse parser of a verb, with one-line errors that show the values as they were typed."""
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -134,7 +148,7 @@ def _parser(verb: str, summary: str, options: type, positionals: tuple[str, ...]
         """Raises UserError where argparse would exit, and shows keys as users type them."""
 
         def error(self, message: str, ex: Exception | None = None) -> Any:
-            _raise(message, get_type_hints(options))
+            _raise(message, get_type_hints(options), typed or {})
 
         def format_help(self, formatter: Any = None) -> str:
             text = super().format_help(formatter) if formatter is not None else super().format_help()
@@ -152,7 +166,7 @@ def _shown(positional: str) -> str:
     return {"?": f"[{name}]", "+": f"{name} ..."}.get(positional[-1], name)
 
 
-def _raise(message: str, hints: dict[str, Any]) -> None:
+def _raise(message: str, hints: dict[str, Any], typed: dict[str, str]) -> None:
     """A UserError that says what the parser's message says, in our words.
 
     The wordings are those of jsonargparse 4.53: a wrong value, an unknown key on the command line or in a file.
@@ -160,7 +174,10 @@ def _raise(message: str, hints: dict[str, Any]) -> None:
     lines = " ".join(message.split())
     wrong = re.search(r'Parser key "(\w+)":.*(?:Got value|Given value): (.*)$', lines)
     if wrong and wrong[1] in hints:
-        convert_value(wrong[1], wrong[2], hints[wrong[1]])
+        key, value = wrong[1], typed.get(wrong[1], wrong[2])
+        if numbers := get_args(_tuple_in(hints[key])):
+            raise UserError(f"{key} is {value}", f"Give {len(numbers)} numbers with commas between them")
+        convert_value(key, value, hints[key])
     unknown = re.search(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)", lines)
     fix = did_you_mean(unknown[1].rpartition(".")[2], hints) if unknown else "See the verb's --help"
     raise UserError(lines, fix)

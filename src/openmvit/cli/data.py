@@ -59,7 +59,8 @@ def prepare(given: Arguments) -> int:
     for path, reason in done.failed:
         print(f"left out: {path}: {reason}")
     if done.renamed:
-        print(f"note: {done.renamed} videos end in .mp4 now; lists that name them have to be corrected")
+        what = "1 video ends" if done.renamed == 1 else f"{done.renamed} videos end"
+        print(f"note: {what} in .mp4 now; correct the lists that name the old endings")
     counts = f"written={done.written} kept={done.kept} failed={len(done.failed)}"
     print(f"data prepare {counts} copied={done.copied} renamed={done.renamed}")
     return 1 if done.failed else 0

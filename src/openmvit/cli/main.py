@@ -9,12 +9,13 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from openmvit import __version__
 from openmvit.cli import data
-from openmvit.cli.arguments import Arguments, parse
+from openmvit.cli.arguments import STDOUT, Arguments, parse
 from openmvit.cli.options import (
     BenchOptions,
     CheckOptions,
@@ -29,6 +30,7 @@ from openmvit.cli.options import (
 )
 from openmvit.errors import UserError, did_you_mean
 
+_LISTS = (".csv", ".jsonl", ".txt")
 VIDEO_RECIPE = "video/small"
 """What `train` starts from where videos are given and no recipe: the defaults of the options are those of images."""
 
@@ -56,12 +58,14 @@ def _train(given: Arguments) -> int:
                 f"--resume continues a run as it was, and {others[0]} would change it",
                 f"Leave {others[0]} out, or start a new run with --weights {resume}",
             )
+    if recipe_name is not None:
+        _no_data_as_recipe(recipe_name, flags)
     values: dict[str, Any] = {}
     for source in (recipe_name, config):
         values |= read_fields(source) if source is not None else {}
     recipe = check_fields(values | flags)
     if recipe.resume is None and recipe.data is None:
-        raise UserError("train has no data", "Give --data DIR: a folder of class folders or a CSV file")
+        raise UserError("train has no data", "Give --data DIR: a folder of class folders, or a list of files")
     from openmvit.processes import is_main
     from openmvit.training.inputs import infer_task
     from openmvit.training.run import train
@@ -75,6 +79,19 @@ def _train(given: Arguments) -> int:
     return 0
 
 
+def _no_data_as_recipe(word: str, flags: dict[str, Any]) -> None:
+    """Raise a UserError if the word behind `train` is a run or data and not a recipe."""
+    from openmvit.training.recipe_file import list_recipes
+
+    path = Path(word)
+    if word in list_recipes() or not (path.is_dir() or path.suffix.lower() in _LISTS):
+        return
+    is_run = (path / "args.yaml").is_file()
+    option = "resume" if is_run else "data"
+    fix = f"Did you mean --{option} {word}" if option not in flags else "Leave it out, or name a recipe"
+    raise UserError(f"{word} is {'a run' if is_run else 'data'}, and the word behind train is a recipe", fix)
+
+
 def _val(given: Arguments) -> int:
     from openmvit.processes import is_main
     from openmvit.validate import results_text, validate
@@ -84,9 +101,7 @@ def _val(given: Arguments) -> int:
     results = validate(given.positional["target"], **options)
     if not is_main():
         return 0
-    if file:
-        _write(file, json.dumps(results, indent=1) + "\n")
-    print(results_text(results))
+    _report(results_text(results), results, file)
     return 0
 
 
@@ -96,24 +111,35 @@ def _predict(given: Arguments) -> int:
     options = given.options()
     predictor = load(given.positional["target"], options["device"])
     looks = {key: options[key] for key in ("top", "batch", "timeline", "hop", "seconds")}
-    found = predictor.predict(given.positional["sources"], on_window=_say_window, **looks)
-    print(predictions_text(found))
-    if options["json"]:
-        _write(options["json"], json.dumps([one.as_dict() for one in found], indent=1) + "\n")
+    # The standard output holds nothing but JSON where that is wanted.
+    live = partial(_say_window, sys.stderr if options["json"] == STDOUT else sys.stdout)
+    found = predictor.predict(given.positional["sources"], on_window=live, **looks)
+    _report(predictions_text(found), [one.as_dict() for one in found], options["json"])
     if options["csv"]:
         _write(options["csv"], predictions_csv(found))
     if options["out"]:
         draw_labels(found, options["out"])
     if not any(one.labels for one in found):
-        raise UserError(
-            f"None of the {len(found)} files can be read as {predictor.kind.noun}s", "The table above says why"
-        )
+        what = "The one file cannot" if len(found) == 1 else f"None of the {len(found)} files can"
+        raise UserError(f"{what} be read as {_with_article(predictor.kind.noun)}", "The output above says why")
     return 0
 
 
-def _say_window(_: str, window: Any) -> None:
+def _say_window(stream: TextIO, _: str, window: Any) -> None:
     """What a camera shows, at once."""
-    print(f"{window.end:8.1f} s  {window.labels[0]} {window.probabilities[0]:.4f}", flush=True)
+    print(f"{window.end:8.1f} s  {window.labels[0]} {window.probabilities[0]:.4f}", file=stream, flush=True)
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _report(text: str, values: Any, file: str | None) -> None:
+    """Print a table, or JSON where that is wanted in its place; write JSON where a file is named."""
+    whole = json.dumps(values, indent=1)
+    if file and file != STDOUT:
+        _write(file, whole + "\n")
+    print(whole if file == STDOUT else text)
 
 
 def _convert(given: Arguments) -> int:

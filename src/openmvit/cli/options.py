@@ -56,7 +56,7 @@ class ValOptions:
     device: str = "auto"
     """auto, cpu, mps, cuda, cuda:N."""
     json: str | None = None
-    """File for all results as JSON."""
+    """Print JSON instead of the table; with a name FILE.json, write it there as well as the table here."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class PredictOptions:
     device: str = "auto"
     """auto, cpu, mps, cuda, cuda:N."""
     json: str | None = None
-    """File for the predictions as JSON."""
+    """Print JSON instead of the table; with a name FILE.json, write it there as well as the table here."""
     csv: str | None = None
     """File for the predictions as CSV."""
     out: str | None = None
