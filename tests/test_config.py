@@ -116,6 +116,14 @@ def test_json_gives_the_same_record_back(name):
         ({"depths": (1, 0, 2)}, ("depths", "at least 1")),
         ({"drop_path_rate": 1.0}, ("drop_path_rate", "0 <= rate < 1")),
         ({"num_heads": 0}, ("num_heads", "positive")),
+        ({"depths": 3}, ("depths is 3", "a list, each a whole number")),
+        ({"embed_dim": "16"}, ("embed_dim is '16'", "a whole number")),
+        ({"separate_qkv": "yes"}, ("separate_qkv is 'yes'", "true or false")),
+        ({"mlp_ratio": True}, ("mlp_ratio is True", "a number")),
+        ({"adaptive_kv_stride": (0, 0)}, ("adaptive_kv_stride", "at least 1")),
+        ({"adaptive_kv_stride": None, "stride_kv": ((0, 1), (1, 1), (1, 1), (1, 1))}, ("stride_kv", "at least 1")),
+        ({"kernel_qkv": (2, 2)}, ("kernel_qkv", "odd")),
+        ({"stride_q": (3, 3)}, ("stride_q", "even")),
     ],
 )
 def test_contradictions_name_both_fields(fields, named):

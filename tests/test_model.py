@@ -96,7 +96,7 @@ def test_recomputing_activations_changes_no_gradient():
         ((1, 3, 4, 32, 32), r"Give \[B, 3, H, W\]"),
         ((3, 32, 32), r"Give \[B, 3, H, W\]"),
         ((1, 1, 32, 32), r"Give \[B, 3, H, W\]"),
-        ((1, 3, 2, 32), "at least 4 x 4"),
+        ((1, 3, 2, 32), "at least 4 x 4 pixels"),
     ],
 )
 def test_wrong_input_prints_the_shape_wanted(shape, fragment):
@@ -109,6 +109,10 @@ def test_wrong_input_prints_the_shape_wanted(shape, fragment):
 def test_clip_network_names_its_axes():
     with pytest.raises(UserError, match=r"\[B, 3, T, H, W\]"):
         build(CLIP)(torch.zeros(1, 3, 32, 32))
+
+
+def test_a_clip_network_takes_a_single_frame():
+    assert build(CLIP).eval()(torch.zeros(1, 3, 1, 32, 32)).shape == (1, 5)
 
 
 def test_features_are_one_map_per_stage():
@@ -134,6 +138,50 @@ def test_reset_classifier():
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 64)
 
 
+def test_a_new_classifier_starts_as_the_configuration_says():
+    model = build(IMAGE | {"init": "slowfast", "head_init_scale": 0.5, "drop_rate": 0.5}).eval()
+    model.reset_classifier(50)
+    assert (model.head.projection.bias == 0.01).all()
+    assert float(model.head.projection.weight.detach().std()) == pytest.approx(0.01, rel=0.1)
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(model(x), model(x))
+
+
+@torch.no_grad()
+def test_training_drops_before_the_classifier_and_on_both_branches():
+    x = torch.randn(4, 3, 32, 32)
+    model = build(IMAGE | {"drop_rate": 0.5, "drop_path_rate": 0.0})
+    assert not torch.equal(model.train()(x), model(x))
+    assert torch.equal(model.eval()(x), model(x))
+    for branch in ("attn", "mlp"):
+        model = build(IMAGE | {"drop_path_rate": 0.9}).train()
+        last = model.blocks[-1]
+        other = last.mlp.fc2 if branch == "attn" else last.attn.proj
+        other.weight.zero_(), other.bias.zero_()
+        tokens = torch.randn(64, 4, 4, last.config.dim)
+        model.train()
+        dropped = last(tokens)[0]
+        whole = last.eval()(tokens)[0]
+        kept = (dropped - whole).abs().flatten(1).amax(1) > 1e-6
+        assert kept.any(), branch
+
+
+def test_recomputing_happens(monkeypatch):
+    calls = []
+    real = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr("openmvit.model.checkpoint", lambda *a, **k: calls.append(a[0]) or real(*a, **k))
+    model = build(IMAGE).train()
+    model.set_grad_checkpointing(True)
+    model(torch.randn(1, 3, 32, 32)).sum().backward()
+    assert calls == list(model.blocks)
+
+
+def test_epsilon_of_the_pool_norms_is_its_own():
+    model = build(IMAGE | {"pool_norm_eps": 1e-5})
+    assert model.blocks[0].attn.norm_q.eps == 1e-5
+    assert model.blocks[0].norm1.eps == 1e-6
+
+
 def test_layer_ids_run_from_stem_to_head():
     model = build(CLIP | {"cls_token": True, "absolute_position": "separable", "norm_stem": True})
     ids = {name: model.layer_id(name) for name, _ in model.named_parameters()}
@@ -150,6 +198,10 @@ def test_published_initial_values():
     assert image.blocks[0].attn.qkv.weight.std() == pytest.approx(0.02, rel=0.1)
     assert image.blocks[0].attn.rel_pos_h.std() == pytest.approx(0.02, rel=0.2)
     assert not image.blocks[0].attn.qkv.bias.any()
+    # Convolutions keep the framework's uniform values: bound 1 / sqrt(fan in).
+    for weight, fan in ((image.patch_embed.proj.weight, 3 * 49), (image.blocks[0].attn.pool_q.weight, 9)):
+        assert weight.abs().max() <= fan**-0.5
+        assert float(weight.std()) == pytest.approx((3 * fan) ** -0.5, rel=0.15)
     assert (video.blocks[0].norm1.bias == 0.02).all()
     assert (video.head.projection.bias == 0.01).all()
     assert video.patch_embed.proj.weight.std() == pytest.approx(0.02, rel=0.1)

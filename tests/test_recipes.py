@@ -22,7 +22,7 @@ PUBLISHED = {
     "mvitv1_base_16": (300, 2e-3, 2048, 0.05, 0.1, 70, 1, 224, 1000),
     "mvitv2_base_384": (30, 4e-5, 256, 0.05, 0.3, 5, 1, 384, 1000),
     "mvitv2_large_384": (30, 4e-5, 256, 0.1, 0.5, 5, 0, 384, 1000),
-    "mvitv2_small_in21k": (90, 6.75e-5, 256, 0.01, 0.1, 5, 1, 224, 19168),
+    "mvitv2_small_cls_in21k": (90, 6.75e-5, 256, 0.01, 0.1, 5, 1, 224, 19168),
     "mvitv2_base_cls_in21k": (90, 6.75e-5, 256, 0.01, 0.3, 5, 1, 224, 19168),
     "mvitv2_large_cls_in21k": (90, 1e-4, 256, 0.1, 0.5, 5, 1, 224, 19168),
     "mvitv2_huge_cls_in21k": (60, 1e-4, 256, 0.1, 0.8, 5, 1, 224, 19168),
@@ -188,7 +188,7 @@ def test_text_forms_of_yaml_1_1_are_read_as_meant(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("xyzzy: 1\n", ["no option 'xyzzy'", "Accepted: task, model"]),
+        ("xyzzy: 1\n", ["no option 'xyzzy'", "The nearest of "]),
         ("epoch: 300\n", ["'epoch'", "Did you mean 'epochs'"]),
         ("epochs: 300.0\n", ["epochs is 300.0", "a whole number"]),
         ("epochs: true\n", ["epochs is True", "a whole number"]),

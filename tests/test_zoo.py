@@ -33,7 +33,7 @@ def test_parameter_counts(name):
 
 def test_names_and_patterns():
     assert set(PARAMETERS) <= set(list_models())
-    assert list_models("*_cls") == ["mvitv2_base_cls", "mvitv2_large_cls", "mvitv2_huge_cls"]
+    assert list_models("*_cls") == [f"mvitv2_{size}_cls" for size in ("small", "base", "large", "huge")]
     with pytest.raises(UserError, match="Did you mean 'mvitv2_small'"):
         create_model("mvitv2_smal")
     with pytest.raises(UserError, match="'num_classes'"):
@@ -104,6 +104,40 @@ def test_a_file_of_another_architecture_is_refused(tmp_path, small):
     write(tmp_path / "w.pyth", small, "timm")
     with pytest.raises(UserError, match="do not fit"):
         create_model("mvitv2_small", pretrained=tmp_path / "w.pyth", embed_dim=16)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "size"),
+    [
+        ("mvitv1_base_16", {"img_size": 64}, (64, 64)),
+        ("mvitv1_base_32x3", {}, (32, 224, 224)),
+        ("mvitv1_base_16x4", {"img_size": 64}, (16, 64, 64)),
+        ("mvitv2_large_40x3", {}, (40, 312, 312)),
+        ("mvitv2_large_16x4", {}, (16, 224, 224)),
+        ("mvitv2_small", {"img_size": 384}, (384, 384)),
+    ],
+)
+def test_the_size_of_a_bare_file_is_read_from_its_tables(tmp_path, name, changes, size, monkeypatch):
+    narrow = {key: row | {"embed_dim": 48} for key, row in ARCHITECTURES.items() if key.startswith("mvit")}
+    monkeypatch.setattr("openmvit.architectures.ARCHITECTURES", narrow)
+    monkeypatch.setattr("openmvit.weights.ARCHITECTURES", narrow)
+    with torch.device("meta"):
+        model = create_model(name, num_classes=9, **changes)
+    state = {key: torch.zeros(value.shape) for key, value in model.state_dict().items()}
+    torch.save({"model_state": state, "cfg": "MVIT: {UNKNOWN_KEY: 1}"}, tmp_path / "bare.pyth")
+    found = weights.read_weights(tmp_path / "bare.pyth")
+    assert found.model == name
+    assert found.config.input_size == size
+    assert found.config.num_classes == 9
+
+
+def test_a_misfit_can_be_asked_for(tmp_path, small):
+    torch.save({"model_state": small.state_dict()}, tmp_path / "w.pyth")
+    with pytest.raises(UserError, match="do not fit"):
+        create_model(TEST_NAME, pretrained=tmp_path / "w.pyth", embed_dim=16, layer_scale=0.1)
+    model = create_model(TEST_NAME, pretrained=tmp_path / "w.pyth", embed_dim=16, mlp_ratio=2.0, strict=False)
+    assert "blocks.0.mlp.fc1.weight" in model.load_report.reinitialised
+    assert "blocks.0.attn.qkv.weight" in model.load_report.loaded
 
 
 def test_cards_are_found_by_tag_and_short_tag():

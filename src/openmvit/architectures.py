@@ -56,9 +56,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     **{f"mvitv2_{size}": _SIZES[size] | {"drop_path_rate": _DROP_PATH[size]} for size in ("tiny", "small", "base")},
     # The released ImageNet-1K L grows in the MLP; the paper's text and all the others grow in attention.
     "mvitv2_large": _SIZES["large"] | {"drop_path_rate": _DROP_PATH["large"], "dim_mul_in_attention": False},
+    # No weights of the small one were released.
     **{
         f"mvitv2_{size}_cls": _SIZES[size] | {"drop_path_rate": _DROP_PATH[size]} | _IN21K
-        for size in ("base", "large", "huge")
+        for size in ("small", "base", "large", "huge")
     },
     "mvitv1_base_16": _SIZES["small"] | _V1 | {"drop_path_rate": 0.1},
     "mvitv1_base_24": _SIZES["base"] | _V1 | {"drop_path_rate": 0.1},

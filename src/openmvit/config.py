@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from openmvit.errors import UserError, did_you_mean
 
@@ -286,18 +287,26 @@ def _tuples(value: Any) -> Any:
 
 def _check(c: MViTConfig) -> None:
     """Every rule between fields; each message names the fields and what they accept."""
-    hints = get_type_hints(MViTConfig)
-    for name in ("pool_mode", "absolute_position", "relative_position", "global_pool", "init"):
-        if getattr(c, name) not in get_args(hints[name]):
-            accepted = ", ".join(get_args(hints[name]))
+    for name, hint in get_type_hints(MViTConfig).items():
+        if not _is(getattr(c, name), hint):
+            accepted = ", ".join(get_args(hint)) if get_origin(hint) is Literal else _words(hint)
             raise UserError(f"{name} is {getattr(c, name)!r}", f"Accepted: {accepted}")
     for name in ("patch_kernel", "patch_stride", "patch_padding", "kernel_qkv", "stride_q", "adaptive_kv_stride"):
         value = getattr(c, name)
         if value is not None and len(value) != c.ndim:
             raise UserError(f"{name} {value} and input_size {c.input_size} differ in length", f"Give {c.ndim} values")
-    for name in ("depths", "input_size", "patch_stride", "patch_kernel", "stride_q"):
-        if not getattr(c, name) or min(getattr(c, name)) < 1:
-            raise UserError(f"{name} is {getattr(c, name)}", "Every value must be at least 1")
+    for name in (
+        "depths",
+        "input_size",
+        "patch_stride",
+        "patch_kernel",
+        "stride_q",
+        "kernel_qkv",
+        "adaptive_kv_stride",
+    ):
+        value = getattr(c, name)
+        if value is not None and (not value or min(value) < 1):
+            raise UserError(f"{name} is {value}", "Every value must be at least 1")
     for name in ("embed_dim", "num_heads", "in_chans", "num_classes"):
         if getattr(c, name) < (0 if name == "num_classes" else 1):
             raise UserError(f"{name} is {getattr(c, name)}", "It must be positive")
@@ -312,8 +321,36 @@ def _check(c: MViTConfig) -> None:
     _check_tokens(c)
 
 
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; whole numbers are numbers, but yes and no are none."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in parts
+    if origin in (Union, UnionType):
+        return any(_is(value, part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is(v, parts[0]) for v in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def _words(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+    if get_origin(hint) is tuple:
+        return f"a list, each {_words(get_args(hint)[0])}"
+    return names.get(hint) or " or ".join(_words(part) for part in get_args(hint))
+
+
 def _check_pools(c: MViTConfig) -> None:
+    if c.kernel_qkv is not None and any(k % 2 == 0 for k in c.kernel_qkv):
+        raise UserError(f"kernel_qkv is {c.kernel_qkv}", "Accepted: odd values, which keep the grid at stride 1")
+    if any(s % 2 and s > 1 for s in c.stride_q):
+        # The skip path pools with kernel s + 1: only then do both paths end on the same grid.
+        raise UserError(f"stride_q is {c.stride_q}", "Accepted: 1 and even values")
     if c.stride_kv is not None:
+        if any(min(s, default=0) < 1 for s in c.stride_kv):
+            raise UserError(f"stride_kv is {c.stride_kv}", "Every value must be at least 1")
         if c.adaptive_kv_stride is not None:
             raise UserError("stride_kv and adaptive_kv_stride are both given", "Set one of them to null")
         if len(c.stride_kv) != len(c.depths) or any(len(s) != c.ndim for s in c.stride_kv):

@@ -87,31 +87,37 @@ class MViT(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start all weights anew by the published rule that `config.init` names."""
-        slowfast = self.config.init == "slowfast"
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
-                nn.init.constant_(module.bias, 0.02 if slowfast else 0.0)
+        self._reset_linear(self)
         for name, parameter in self.named_parameters():
             leaf = name.rpartition(".")[2]
             if leaf == "cls_token" or leaf.startswith(("pos_embed", "rel_pos")):
                 zero = leaf.startswith("rel_pos") and self.config.rel_pos_zero_init
                 nn.init.zeros_(parameter) if zero else nn.init.trunc_normal_(parameter, std=0.02)
-            elif slowfast and leaf == "weight" and parameter.dim() > 2:
+            elif self.config.init == "slowfast" and leaf == "weight" and parameter.dim() > 2:
                 nn.init.trunc_normal_(parameter, std=0.02)
-        if isinstance(self.head.projection, nn.Linear):
-            self.head.projection.weight.mul_(self.config.head_init_scale)
-            self.head.projection.bias.mul_(self.config.head_init_scale)
+        self._scale_head(self.head)
+
+    def _reset_linear(self, part: nn.Module) -> None:
+        """Linear layers and the biases of norms, by the published rule."""
+        for module in part.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+                nn.init.constant_(module.bias, 0.02 if self.config.init == "slowfast" else 0.0)
+
+    @torch.no_grad()
+    def _scale_head(self, head: nn.Module) -> None:
+        for parameter in head.parameters():
+            parameter.mul_(self.config.head_init_scale)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a fresh classifier with another number of classes in place; 0 leaves the features."""
         old = next(self.parameters())
         self.config = self.config.replace(num_classes=num_classes)
         head = ClassifierHead(self.config.num_features, num_classes, self.config.drop_rate)
-        for parameter in head.parameters():
-            nn.init.trunc_normal_(parameter, std=0.02) if parameter.dim() > 1 else nn.init.zeros_(parameter)
-        self.head = head.to(old.device, old.dtype)
+        self._reset_linear(head)
+        self._scale_head(head)
+        self.head = head.to(old.device, old.dtype).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them."""
@@ -143,11 +149,10 @@ class MViT(nn.Module):
             raise UserError(f"The model got a {type(x).__name__}", f"Give one tensor {wanted}")
         if x.dim() != c.ndim + 2 or x.shape[1] != c.in_chans:
             raise UserError(f"The model got an input of shape {list(x.shape)}", f"Give {wanted}")
-        if min(stem_grid(c, tuple(x.shape[2:]))) < 1 or any(
-            n < s for n, s in zip(x.shape[2:], c.patch_stride, strict=True)
-        ):
-            smallest = " x ".join(map(str, c.patch_stride))
-            raise UserError(f"The input {list(x.shape)} is smaller than one patch", f"Give at least {smallest}")
+        small = any(n < s for n, s in zip(x.shape[-2:], c.patch_stride[-2:], strict=True))
+        if small or min(stem_grid(c, tuple(x.shape[2:]))) < 1:
+            smallest = " x ".join(map(str, c.patch_stride[-2:]))
+            raise UserError(f"The input {list(x.shape)} is smaller than one patch", f"Give at least {smallest} pixels")
 
     def embed(self, x: Tensor) -> Tokens:
         """Stem, class token, absolute position: `[B, C, *size]` -> `[B, *grid, embed_dim]` and `[B, 1, embed_dim]`."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from math import isqrt, prod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from openmvit.architectures import ARCHITECTURES, model_config
 from openmvit.checkpoint import read, read_pickle
-from openmvit.config import MViTConfig
+from openmvit.config import MViTConfig, Size
 from openmvit.convert import config_from, detect_source, expected_shapes, to_native, unwrap
 from openmvit.errors import UserError, did_you_mean
 
@@ -145,21 +146,44 @@ def _settings_in_file(path: str | Path) -> MViTConfig | None:
         return None
     import yaml
 
-    settings = yaml.safe_load(text)
-    return config_from("slowfast", settings) if isinstance(settings, dict) and "MVIT" in settings else None
+    try:
+        settings = yaml.safe_load(text)
+        return config_from("slowfast", settings) if isinstance(settings, dict) and "MVIT" in settings else None
+    except (UserError, yaml.YAMLError):
+        # Files outlive the code that wrote their settings; the tensors are checked against the architecture anyway.
+        return None
 
 
 def _seen(state: dict[str, Tensor], config: MViTConfig) -> MViTConfig:
     """`config` with the classes, input channels and nominal size that the tensors show."""
-    head, table = state.get("head.projection.weight"), state.get("blocks.0.attn.rel_pos_h")
-    size = config.input_size
-    if table is not None and table.shape[0] != expected_shapes(config)["blocks.0.attn.rel_pos_h"][0]:
-        size = (*size[:-2], *((table.shape[0] + 1) // 2 * stride for stride in config.patch_stride[-2:]))
+    head = state.get("head.projection.weight")
     return config.replace(
         num_classes=0 if head is None else head.shape[0],
         in_chans=state["patch_embed.proj.weight"].shape[1],
-        input_size=size,
+        input_size=_seen_size(state, config),
     )
+
+
+def _seen_size(state: dict[str, Tensor], config: MViTConfig) -> Size:
+    """Nominal input size, from the position tables where they are not those of `config`."""
+    expected, grid = expected_shapes(config), list(config.patch_grid)
+    for axis, name in enumerate("thw"[-config.ndim :]):
+        table = state.get(f"blocks.0.attn.rel_pos_{name}")
+        if table is not None and table.shape[0] != expected[f"blocks.0.attn.rel_pos_{name}"][0]:
+            grid[axis] = (table.shape[0] + 1) // 2
+    if "pos_embed_temporal" in state:
+        grid[0] = state["pos_embed_temporal"].shape[1]
+    tokens = None
+    if "pos_embed_spatial" in state:
+        tokens = state["pos_embed_spatial"].shape[1]
+    elif "pos_embed" in state and config.ndim == 2:
+        tokens = state["pos_embed"].shape[1] - config.cls_token
+    if tokens is not None and tokens != prod(config.patch_grid[-2:]):
+        grid[-2:] = [isqrt(tokens)] * 2
+        if prod(grid[-2:]) != tokens:
+            raise UserError(f"A position table of {tokens} places is no square", "Give weights of a square input")
+    sides = zip(grid, config.patch_grid, config.input_size, config.patch_stride, strict=True)
+    return tuple(size if seen == nominal else seen * stride for seen, nominal, size, stride in sides)
 
 
 def find_architecture(state: Mapping[str, Tensor], path: str | Path) -> str:
@@ -168,19 +192,15 @@ def find_architecture(state: Mapping[str, Tensor], path: str | Path) -> str:
     Raises:
         UserError: if there is none.
     """
-    outline = _outline(state)
+    outline, frames, found = _outline(state), _frames(state), None
     for name in ARCHITECTURES:
         config = model_config(name)
         pools = config.depth if config.full_q_pooling else len(config.depths) - 1
-        if outline == (
-            config.ndim,
-            config.depth,
-            config.embed_dim,
-            config.cls_token,
-            pools,
-            config.dim_mul_in_attention,
-        ):
-            return name
+        own = (config.ndim, config.depth, config.embed_dim, config.cls_token, pools, config.dim_mul_in_attention)
+        if outline == own and (found is None or config.patch_grid[0] == frames):
+            found = name
+    if found is not None:
+        return found
     raise UserError(
         f"The tensors of {path} ({outline[1]} blocks, width {outline[2]}) are those of no network here",
         "Give a file of one of the models that openmvit models lists",
@@ -189,6 +209,16 @@ def find_architecture(state: Mapping[str, Tensor], path: str | Path) -> str:
 
 def _axes(state: Mapping[str, Tensor]) -> int:
     return next((value.dim() - 2 for key, value in state.items() if _is_stem(key)), 2)
+
+
+def _frames(state: Mapping[str, Tensor]) -> int | None:
+    """Temporal tokens that the position tables of a clip network are made for."""
+    for key, value in state.items():
+        if key.endswith(("pos_embed_temporal", "temporal_pos")):
+            return value.shape[-2]
+        if key.endswith("blocks.0.attn.rel_pos_t"):
+            return (value.shape[0] + 1) // 2
+    return None
 
 
 def _is_stem(key: str) -> bool:

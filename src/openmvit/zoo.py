@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import fnmatch
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from openmvit.architectures import ARCHITECTURES, model_config
+from openmvit.architectures import ARCHITECTURES, list_models, model_config
 from openmvit.checkpoint import find, load_weights, read_model, save
 from openmvit.convert.inflation import Inflation, inflate
 from openmvit.errors import UserError, did_you_mean
 from openmvit.model import FeatureMaps, MViT
 from openmvit.weights import Weights, cards, fetch, find_card, read_weights
 
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Names that match a shell pattern such as `mvitv2_*`."""
-    return [name for name in ARCHITECTURES if fnmatch.fnmatch(name, pattern)]
+__all__ = ["convert_file", "create_model", "list_models", "load_model", "load_pretrained"]
 
 
 @overload
@@ -28,6 +24,7 @@ def create_model(
     *,
     features_only: Literal[False] = ...,
     inflation: Inflation = ...,
+    strict: bool = ...,
     **changes: Any,
 ) -> MViT: ...
 @overload
@@ -38,6 +35,7 @@ def create_model(
     features_only: Literal[True],
     out_indices: Sequence[int] | None = ...,
     inflation: Inflation = ...,
+    strict: bool = ...,
     **changes: Any,
 ) -> FeatureMaps: ...
 def create_model(
@@ -47,6 +45,7 @@ def create_model(
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
     inflation: Inflation = "centre",
+    strict: bool = True,
     **changes: Any,
 ) -> MViT | FeatureMaps:
     """Build a network by name.
@@ -58,6 +57,7 @@ def create_model(
         features_only: give the stages as maps instead of logits.
         out_indices: with `features_only`, the stages to give.
         inflation: how image filters become clip filters: `centre` (the paper) or `copy` (the public code).
+        strict: weights that do not fit, beyond the classifier, are an error; False reports them and goes on.
         changes: `num_classes`, `img_size`, `num_frames`, `in_chans`, `drop_path_rate`, `drop_rate` or any field of
             MViTConfig. Loaded weights are adapted to them; the report on stderr and at `model.load_report` says how.
     Raises:
@@ -67,7 +67,7 @@ def create_model(
     config = model_config(name, **changes)
     model = MViT(config)
     if tag or pretrained is not False:
-        load_pretrained(model, name, tag or pretrained, inflation=inflation)
+        load_pretrained(model, name, tag or pretrained, strict=strict, inflation=inflation)
     return FeatureMaps(model, out_indices) if features_only else model
 
 
@@ -156,6 +156,10 @@ def convert_file(file: str | Path, to: str | Path | None = None, model: str | No
     """
     path = find(file)
     target = Path(to) if to is not None else path.with_suffix(".safetensors")
+    if target == path:
+        raise UserError(
+            f"{path} is one of our files or another safetensors file already", "Name the new file with --to"
+        )
     if target.exists():
         raise UserError(f"{target} exists", "Give another file with --to")
     found = read_weights(path, model)

@@ -77,10 +77,12 @@ def test_other_faults_are_named():
         config_from("mvit", {"crop_size": 3})
     with pytest.raises(UserError, match="Unknown setting crop_sizes"):
         config_from("mvit", settings() | {"crop_sizes": 3})
-    missing = settings()
-    del missing["MVIT"]["DEPTH"]
-    with pytest.raises(UserError, match=r"MVIT\.DEPTH is absent"):
-        config_from("mvit", missing)
+    for key in ("DEPTH", "RESIDUAL_POOLING", "CLS_EMBED_ON", "DIM_MUL_IN_ATT"):
+        missing = settings()
+        del missing["MVIT"][key]
+        # The two code bases have other defaults, and some of these leave no trace in the tensors.
+        with pytest.raises(UserError, match=rf"MVIT\.{key} is absent"):
+            config_from("mvit", missing)
     with pytest.raises(UserError, match="REL_POS_TEMPORAL"):
         config_from("slowfast", changed("video_v2", REL_POS_TEMPORAL=False))
 
@@ -97,6 +99,14 @@ def test_other_faults_are_named():
 def test_timm_settings_are_strict_too(fields, fragment):
     with pytest.raises(UserError, match=fragment):
         config_from("timm", fields)
+
+
+def test_absent_settings_of_timm_are_timms_defaults():
+    import dataclasses
+
+    from timm.models.mvitv2 import MultiScaleVitCfg
+
+    assert config_from("timm", {}).blocks() == config_from("timm", dataclasses.asdict(MultiScaleVitCfg())).blocks()
 
 
 def test_every_source_has_a_table():

@@ -38,7 +38,8 @@ _READ = {
     "USE_FIXED_SINCOS_POS", "REV",
 }  # fmt: skip
 _NEEDED = {
-    "PATCH_KERNEL", "PATCH_STRIDE", "PATCH_PADDING", "EMBED_DIM", "NUM_HEADS", "DEPTH", "DIM_MUL", "HEAD_MUL",
+    "PATCH_KERNEL", "PATCH_STRIDE", "PATCH_PADDING", "EMBED_DIM", "NUM_HEADS", "DEPTH", "DIM_MUL", "HEAD_MUL", "MODE",
+    "CLS_EMBED_ON", "MLP_RATIO", "QKV_BIAS", "USE_ABS_POS", "REL_POS_SPATIAL", "RESIDUAL_POOLING", "DIM_MUL_IN_ATT",
 }  # fmt: skip
 # Top-level keys of the flat form (the JSON beside a recorded network).
 _FLAT = {"source", "crop_size", "num_frames", "num_classes", "in_chans", "drop_rate", "head", "outputs", "MVIT"}

@@ -30,6 +30,10 @@ _TIMM_READ = {
     "embed_dim", "num_heads", "use_abs_pos", "stride_q", "stride_kv", "stride_kv_adaptive", "pool_type", "rel_pos_type",
     "act_layer", "norm_layer", "img_size",
 }  # fmt: skip
+# What timm takes where a field is left out and our default is another.
+_TIMM_DEFAULTS: dict[str, Any] = {
+    "depths": (2, 3, 16, 3), "rel_pos_type": "spatial", "stride_kv_adaptive": (4, 4), "drop_path_rate": 0.0,
+}  # fmt: skip
 
 
 def config_from_timm(settings: Mapping[str, Any]) -> MViTConfig:
@@ -39,6 +43,7 @@ def config_from_timm(settings: Mapping[str, Any]) -> MViTConfig:
         UserError: for an unknown field, or a value that this network does not have.
     """
     _known(settings, _TIMM.keys() | _TIMM_READ)
+    settings = _TIMM_DEFAULTS | dict(settings)
     for key, accepted in (("pool_type", "max"), ("act_layer", "gelu"), ("norm_layer", "layernorm")):
         if settings.get(key, accepted) != accepted:
             raise UserError(f"{key} is {settings[key]!r}", f"Accepted: {accepted}")
@@ -175,7 +180,7 @@ def config_from_pytorchvideo(settings: Mapping[str, Any]) -> MViTConfig:
     _known(settings, {"source", "arguments", "outputs"} if "arguments" in settings else set(settings))
     _known(arguments, _PYTORCHVIDEO.keys() | _PYTORCHVIDEO_FLAT.keys())
     section = {theirs: arguments.get(ours, default) for ours, (theirs, default) in _PYTORCHVIDEO.items()}
-    section |= {"USE_ABS_POS": True, "RESIDUAL_POOLING": False, "DIM_MUL_IN_ATT": False}
+    section |= {"USE_ABS_POS": True, "REL_POS_SPATIAL": False, "RESIDUAL_POOLING": False, "DIM_MUL_IN_ATT": False}
     flat: dict[str, Any] = {"num_classes": 400, "drop_rate": 0.5, "MVIT": section}
     flat |= {theirs: arguments[ours] for ours, theirs in _PYTORCHVIDEO_FLAT.items() if ours in arguments}
     return config_from_mvit(flat).replace(init="mvit")

@@ -211,6 +211,8 @@ def fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key in state:
         if key.endswith((".attn.q.weight", ".attn.q.bias")):
             stem, leaf = key.rsplit(".q.", 1)
+            if not all(f"{stem}.{x}.{leaf}" in state for x in "kv"):
+                continue
             fused[f"{stem}.qkv.{leaf}"] = torch.cat([fused.pop(f"{stem}.{x}.{leaf}") for x in "qkv"])
     return fused
 
