@@ -65,8 +65,12 @@ def test_commands_exist(line):
 def test_recipes_named_on_the_pages_exist():
     from openmvit.training.recipe_file import list_recipes
 
-    named = {word for line in commands() for word in shlex.split(line) if word.startswith("imagenet/")}
-    assert named and named <= set(list_recipes())
+    families = {name.partition("/")[0] for name in list_recipes()}
+    text = (ROOT / "README.md").read_text()
+    words = {word for line in commands() for word in shlex.split(line)[1:]} | set(re.findall(r"`(\w+/\w+)`", text))
+    named = {word for word in words if "/" in word and "." not in word and word.partition("/")[0] in families}
+    assert {"imagenet", "kinetics", "video"} <= {name.partition("/")[0] for name in named}
+    assert named <= set(list_recipes())
 
 
 def test_make_targets_exist():
