@@ -113,6 +113,7 @@ def start(tmp_path: Path, digits: Path, tiny: Path):
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
+                start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             )
         folder = Path(str(resume)) if resume else tmp_path / "runs" / str(options.get("task", "image")) / name

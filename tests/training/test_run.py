@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from openmvit.errors import UserError
 from openmvit.training import memory, run, state
 from openmvit.training.recipe import Recipe
 from openmvit.training.recipe_file import load_recipe
-from openmvit.training.tasks import freeze, open_task
+from openmvit.training.tasks import ClassificationValidation, freeze, open_task
 
 
 @pytest.fixture
@@ -101,9 +102,31 @@ def test_names_count_up_and_a_taken_name_is_refused(recipe: Recipe, tmp_path: Pa
 
 
 def test_patience_stops_early(recipe: Recipe) -> None:
-    folder = run.train(dataclasses.replace(recipe, lr=1e-12, min_lr=0.0, epochs=9, patience=2, plots=False))
+    still = dataclasses.replace(recipe, lr=1e-12, min_lr=0.0, epochs=9, patience=2, plots=False)
+    progress = last_state(run.train(still))["progress"]
+    assert progress["finished"] and progress["improved"] == 1 and progress["epoch"] == 3
+
+
+def test_patience_counts_epochs_and_not_validations(recipe: Recipe) -> None:
+    still = dataclasses.replace(recipe, lr=1e-12, min_lr=0.0, epochs=9, patience=3, val_every=2, plots=False)
+    progress = last_state(run.train(still))["progress"]
+    assert progress["finished"] and progress["improved"] == 2 and progress["epoch"] == 6
+
+
+def test_of_equal_scores_the_one_with_the_lower_loss_is_kept(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([(0.4, 2.0), (0.5, 1.9), (0.5, 1.8), (0.5, 1.85), (0.4, 1.0)])
+    real = ClassificationValidation.result
+
+    def result(self: ClassificationValidation) -> dict[str, float]:
+        top1, loss = next(found)
+        return {**real(self), "top1": top1, "val_loss": loss}
+
+    monkeypatch.setattr(ClassificationValidation, "result", result)
+    folder = run.train(dataclasses.replace(recipe, epochs=5, plots=False))
     progress = last_state(folder)["progress"]
-    assert progress["finished"] and progress["epoch"] == progress["best_epoch"] + 2 < 9
+    assert (progress["best"], progress["best_loss"], progress["best_epoch"], progress["improved"]) == (0.5, 1.8, 3, 2)
+    card = checkpoint.read(folder)[1]
+    assert card is not None and card["score"] == {"name": "top1", "value": 0.5, "epoch": 3}
 
 
 def test_finished_run_is_not_resumed(recipe: Recipe) -> None:
@@ -255,6 +278,18 @@ def test_ctrl_c_saves_and_says_how_to_resume(start) -> None:
     assert f"Stopped. Continue with: openmvit train --resume {training.folder}" in training.text()
     assert "Traceback" not in training.text()
     assert last_state(training.folder)["progress"]["step"] == len(training.losses()) >= 13
+
+
+def test_sigterm_to_the_whole_group_saves_and_says_how_to_resume(start) -> None:
+    training = start(epochs=60, workers=2, accumulate=4)
+    training.wait_for(12)
+    os.killpg(training.process.pid, signal.SIGTERM)
+    assert training.end() == 130
+    assert f"Stopped. Continue with: openmvit train --resume {training.folder}" in training.text()
+    assert "Traceback" not in training.text() and "unexpectedly" not in training.text()
+    assert last_state(training.folder)["progress"]["step"] == len(training.losses()) >= 12
+    with pytest.raises(ProcessLookupError):
+        os.killpg(training.process.pid, 0)
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(start) -> None:

@@ -93,6 +93,28 @@ def test_unusable_states_are_explained(tmp_path: Path) -> None:
         state.read(tmp_path)
 
 
+def test_random_state_of_another_kind_of_device_is_left_out() -> None:
+    """The part of the device is missing or of no use when a run moves; neither may stop it."""
+    torch.manual_seed(7)
+    of_cpu = state.rng_state(torch.device("cpu"))
+    of_cuda = {**of_cpu, "cuda": torch.zeros(16, dtype=torch.uint8)}
+    expected = torch.rand(3)
+    for device, saved in (("cpu", of_cuda), ("cuda", of_cpu), ("cpu", of_cpu)):
+        torch.manual_seed(1)
+        state.set_rng_state(torch.device(device), saved)
+        assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.gpu
+def test_random_state_of_the_device_comes_back() -> None:
+    device = torch.device("cuda")
+    torch.manual_seed(7)
+    saved = state.rng_state(device)
+    expected = torch.rand(3, device=device)
+    state.set_rng_state(device, saved)
+    assert torch.equal(torch.rand(3, device=device), expected)
+
+
 def test_optimiser_state_comes_back_bit_for_bit() -> None:
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3)

@@ -185,7 +185,8 @@ class Job:
         last = p.epoch + 1 >= self.recipe.epochs
         row: dict[str, float] = {"epoch": p.epoch + 1, "loss": p.loss_sum / max(p.step_in_epoch, 1)}
         speed = {"lr": self._lr, "samples_per_s": self._meter.speed, "wait": self._share()}
-        if (p.epoch + 1) % self.recipe.val_every == 0 or last:
+        validated = (p.epoch + 1) % self.recipe.val_every == 0 or last
+        if validated:
             try:
                 with self._slow(), self._averaged():
                     row |= self._validate()
@@ -200,7 +201,7 @@ class Job:
         self._reporter.line(self._summary(row))
         p.epoch, p.step_in_epoch, p.loss_sum = p.epoch + 1, 0, 0.0
         self.parts.train.order.set_epoch(p.epoch)
-        p.finished = last or bool(self.recipe.patience and p.stale >= self.recipe.patience)
+        p.finished = last or (validated and 0 < self.recipe.patience <= p.epoch - p.improved)
         self.save()
         self._meter, self.parts.train.wait = Meter(), 0.0
 
@@ -227,9 +228,10 @@ class Job:
         scores = validation.result()
         value = scores[self.task.metric]
         p = self.progress
-        p.stale += 1
         if p.best is None or value > p.best:
-            p.best, p.best_epoch, p.stale = value, p.epoch + 1, 0
+            p.improved = p.epoch + 1
+        if p.best is None or (value, -scores["val_loss"]) > (p.best, -p.best_loss):
+            p.best, p.best_loss, p.best_epoch = value, scores["val_loss"], p.epoch + 1
             self._keep_best(validation.pictures())
         self._train_mode()
         return scores

@@ -62,8 +62,15 @@ class EpochLoader:
                 return
             yield batch
 
+    def close(self) -> None:
+        """End the workers. They ignore SIGTERM, so nothing else would when the program ends."""
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+
 
 def _start_worker(_: int) -> None:
-    # The main process decides what Ctrl-C means; workers would only print tracebacks.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Both may be sent to the whole process group; the main process decides what they mean and needs workers meanwhile.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

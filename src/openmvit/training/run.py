@@ -81,7 +81,7 @@ def _resumed_folder(text: str) -> Path:
 
 
 def _train(recipe: Recipe, run: Path | None, device: torch.device) -> Path:
-    folder, heartbeat = None, _start_heartbeat()
+    folder, heartbeat, job = None, _start_heartbeat(), None
     try:
         folder, parts = _prepare(recipe, run, device, heartbeat)
         job = Job(parts)
@@ -104,6 +104,10 @@ def _train(recipe: Recipe, run: Path | None, device: torch.device) -> Path:
         if problem is None or problem is error:
             raise
         raise problem from error
+    finally:
+        if job is not None:
+            job.parts.train.close()
+            job.parts.val.close()
     if heartbeat is not None:
         processes.barrier()
         heartbeat.stop()

@@ -8,6 +8,7 @@ missing and `last.old` is complete. `last.tmp` is never read.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -40,9 +41,11 @@ class Progress:
     best: float | None = None
     """Best value of the watched metric so far."""
     best_epoch: int = 0
-    """Epoch of `best`, from 1; 0 before the first."""
-    stale: int = 0
-    """Validations since `best`."""
+    """Epoch of the best weights, from 1; 0 before the first."""
+    best_loss: float = math.inf
+    """Validation loss of the best weights: of equal values the one with the lower loss is kept."""
+    improved: int = 0
+    """Epoch in which the watched metric last rose, from 1; what patience counts from."""
     seconds: float = 0.0
     """Training time so far, over all parts of the run."""
     loss_sum: float = 0.0
@@ -92,15 +95,15 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
     """Random state of this process: CPU, and the device if it is another."""
     state = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
-        state["device"] = torch.get_device_module(device).get_rng_state()
+        state[device.type] = torch.get_device_module(device).get_rng_state()
     return state
 
 
 def set_rng_state(device: torch.device, state: Mapping[str, Tensor]) -> None:
-    """Put back what `rng_state` took."""
+    """Put back what `rng_state` took; on a device of another kind only the part of the CPU."""
     torch.set_rng_state(state["cpu"])
-    if "device" in state:
-        torch.get_device_module(device).set_rng_state(state["device"])
+    if device.type != "cpu" and device.type in state:
+        torch.get_device_module(device).set_rng_state(state[device.type])
 
 
 def capture(
@@ -134,7 +137,7 @@ def restore(
     for name, value in model.state_dict().items():
         place_(value, state["model"][name])
     set_optimizer_state(model, optimizer, state["optimizer"])
-    if scaler is not None:
+    if scaler is not None and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     if ema is not None:
         for name, value in ema.weights.items():
