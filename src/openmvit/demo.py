@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from openmvit.validate import results_text, validate
 Train = Callable[[str, dict[str, Any]], Path]
 """Trains a shipped recipe with some options changed and returns the run folder."""
 
+_MOVING = "demo/moving_digits"
 _CLIPS = {"train": 1600, "val": 160}
 _SHOWN_PER_CLASS = 2
 
@@ -71,23 +76,50 @@ def _image(train: Train, folder: Path, device: str, seed: int) -> float:
 def _video(train: Train, folder: Path, device: str, seed: int) -> float:
     start = time.monotonic()
     data = write_moving_digits(folder / "moving_digits", **_CLIPS)
-    changes = {"data": str(data), "device": device, "seed": seed}
-    run = train("demo/moving_digits", changes | {"out_dir": str(folder)})
-    moving = validate(run, workers=0, device=device)
-    print(results_text(moving))
-    files = [p for name in MOTIONS for p in sorted((data / "val" / name).iterdir())[:_SHOWN_PER_CLASS]]
-    predictions = load(run, device).predict(files, top=2)
-    print(predictions_text(predictions))
-    sheet = _draw_clips(predictions, folder / "pictures")
-    print(f"Frames and predictions of {len(files)} held-out clips: {sheet}")
-    print("Now the control: the same network, given one frame of each clip all over again", flush=True)
-    still = validate(
-        train("demo/moving_digits", changes | {"out_dir": str(folder / "still"), "still": True}), workers=0
-    )
+    changes: dict[str, Any] = {"data": str(data), "device": device, "seed": seed}
+    control = next(p for n in count(1) if not (p := folder / "still" / "video" / f"exp{n}").exists())
+    words = {**changes, "out_dir": str(folder / "still"), "name": control.name, "still": "true"}
+    with _beside(_MOVING, words, folder / "still.txt") as control_ends:
+        run = train(_MOVING, changes | {"out_dir": str(folder)})
+        moving = validate(run, workers=0, device=device)
+        print(results_text(moving))
+        files = [p for name in MOTIONS for p in sorted((data / "val" / name).iterdir())[:_SHOWN_PER_CLASS]]
+        predictions = load(run, device).predict(files, top=2)
+        print(predictions_text(predictions))
+        sheet = _draw_clips(predictions, folder / "pictures")
+        print(f"Frames and predictions of {len(files)} held-out clips: {sheet}", flush=True)
+        control_ends()
+    print("The control, the same network given one frame of each clip all over again:")
+    still = validate(control, workers=0, device=device)
     print(results_text(still))
     scores = f"top1={moving['top1']:.2f} still_top1={still['top1']:.2f}"
     print(f"demo video {scores} classes={len(MOTIONS)} seconds={time.monotonic() - start:.0f}", flush=True)
     return moving["top1"]
+
+
+@contextmanager
+def _beside(recipe: str, options: dict[str, Any], log: Path) -> Iterator[Callable[[], None]]:
+    """Train in a process of its own meanwhile, on the second core; yields what waits for its end.
+
+    Raises:
+        UserError: from the wait, if it failed.
+    """
+    command = [sys.executable, "-m", "openmvit", "train", recipe, *(f"--{key}={v}" for key, v in options.items())]
+    with log.open("w") as output:
+        child = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+
+    def ends() -> None:
+        print(f"Waiting for the control, which trains in a process of its own: {log}", flush=True)
+        if child.wait():
+            raise UserError(f"The control run failed with exit code {child.returncode}", f"See {log}")
+
+    try:
+        yield ends
+    finally:
+        child.terminate()
+        child.wait()
 
 
 def _draw_clips(predictions: list[Prediction], folder: Path) -> Path:
