@@ -276,7 +276,7 @@ ROWS = {
     "half an epoch": ([*ONE, "--epochs", "1.5"], None, "epochs is '1.5'. Accepted: a whole number"),
     "wrong choice": ([*ONE, "--amp", "bf15"], None, "Did you mean 'bf16'"),
     "wrong range": ([*ONE, "--crop-ratio", "1.5"], None, "crop_ratio is 1.5. Accepted: 0 to 1"),
-    "two means": ([*ONE, "--mean", "0.5,0.5"], None, "a list of 3 numbers"),
+    "two means": ([*ONE, "--mean", "0.5,0.5"], None, "mean is 0.5,0.5. Give 3 numbers"),
     "wrong type in a recipe": (
         ["train", "--config", "r.yaml", "--data", "data"],
         lambda w: write("r.yaml", "batch: many\n"),

@@ -152,7 +152,7 @@ def test_json_without_a_file_is_all_of_the_output(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [one["path"] for one in found] == [picture_file] and Path(picture_file).read_bytes() == before
     assert main(["predict", run, "--device", "cpu", __file__]) == 2
-    assert "The one file cannot be read as an image" in capsys.readouterr().err
+    assert "The file cannot be read as an image" in capsys.readouterr().err
 
 
 def test_data_or_a_run_in_the_place_of_a_recipe(tmp_path, monkeypatch, capsys):

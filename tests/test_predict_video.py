@@ -143,7 +143,7 @@ def test_broken_files_do_not_stop_the_others(place, predictor, tmp_path, capsys)
     assert rows[1]["error"] == "the file is empty" and "audio only" in rows[2]["error"]
     assert capsys.readouterr().out.count("unreadable: ") == 4
     assert main(["predict", model, str(tmp_path / "empty.mp4"), "--device", "cpu"]) == 2
-    assert "None of the 1 files can be read as videos" in capsys.readouterr().err
+    assert "The file cannot be read as a video" in capsys.readouterr().err
 
 
 def test_a_long_video_has_a_timeline(place, predictor):

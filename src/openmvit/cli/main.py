@@ -120,18 +120,16 @@ def _predict(given: Arguments) -> int:
     if options["out"]:
         draw_labels(found, options["out"])
     if not any(one.labels for one in found):
-        what = "The one file cannot" if len(found) == 1 else f"None of the {len(found)} files can"
-        raise UserError(f"{what} be read as {_with_article(predictor.kind.noun)}", "The output above says why")
+        noun = predictor.kind.noun
+        one = f"The file cannot be read as {'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+        many = f"None of the {len(found)} files can be read as {noun}s"
+        raise UserError(one if len(found) == 1 else many, "The output above says why")
     return 0
 
 
 def _say_window(stream: TextIO, _: str, window: Any) -> None:
     """What a camera shows, at once."""
     print(f"{window.end:8.1f} s  {window.labels[0]} {window.probabilities[0]:.4f}", file=stream, flush=True)
-
-
-def _with_article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _report(text: str, values: Any, file: str | None) -> None:
