@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -190,8 +191,6 @@ def test_several_labels_are_trained_with_bce_and_scored_by_map(recipe: Recipe, d
 
 
 def test_unreadable_files_are_listed_and_too_many_stop_the_run(recipe: Recipe, digits: Path, tmp_path: Path) -> None:
-    import shutil
-
     data = tmp_path / "data"
     shutil.copytree(digits, data)
     broken = sorted((data / "train" / "3").iterdir())[:3]
@@ -200,8 +199,46 @@ def test_unreadable_files_are_listed_and_too_many_stop_the_run(recipe: Recipe, d
     folder = run.train(dataclasses.replace(recipe, data=str(data), epochs=2, plots=False))
     listed = {line.split("\t")[0] for line in (folder / "bad_files.txt").read_text().splitlines()}
     assert listed and listed <= {str(path) for path in broken}
-    with pytest.raises(UserError, match="of 70 files cannot be read"):
+    with pytest.raises(UserError, match="of 100 files cannot be read"):
         run.train(dataclasses.replace(recipe, data=str(data), max_bad=0.01, epochs=2))
+
+
+def test_unreadable_validation_files_are_listed_and_counted(
+    recipe: Recipe, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(digits, data)
+    broken = sorted((data / "val" / "3").iterdir())[:2]
+    for path in broken:
+        path.write_bytes(b"no picture")
+    folder = run.train(dataclasses.replace(recipe, data=str(data), epochs=1, plots=False))
+    lines = (folder / "bad_files.txt").read_text().splitlines()
+    assert sorted(line.split("\t")[0] for line in lines) == [str(path) for path in broken]
+    assert "2 validation images cannot be read and are left out of the scores" in capsys.readouterr().out
+
+
+def test_classifier_is_kept_for_the_same_classes_only(
+    recipe: Recipe, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run.train(dataclasses.replace(recipe, epochs=1, plots=False))
+    state_dict, card = checkpoint.read(folder)
+    assert card is not None
+    checkpoint.save(tmp_path / "turned.safetensors", state_dict, {**card, "classes": card["classes"][::-1]})
+    other = tmp_path / "other"
+    shutil.copytree(digits, other)
+    for split in ("train", "val"):
+        (other / split / "9").rename(other / split / "nine")
+    words = {"another order": (tmp_path / "turned.safetensors", digits), "such as 'nine'": (folder, other)}
+    for said, (weights, data) in {"": (folder, digits), **words}.items():
+        for model in (None, recipe.model):
+            capsys.readouterr()
+            task = open_task(dataclasses.replace(recipe, model=model, weights=str(weights), data=str(data)))
+            own = task.model.state_dict()
+            kept = torch.equal(own["head.projection.weight"], state_dict["head.projection.weight"])
+            assert torch.equal(own["blocks.0.mlp.fc1.weight"], state_dict["blocks.0.mlp.fc1.weight"])
+            err = capsys.readouterr().err
+            assert kept == (not said) == ("the classifier starts anew" not in err)
+            assert said in err
 
 
 def test_batch_auto_takes_what_fits_and_writes_it_down(recipe: Recipe) -> None:
@@ -257,8 +294,6 @@ def test_what_cannot_work_is_refused_before_a_folder_is_made(recipe: Recipe, cha
 
 
 def test_changed_data_is_refused_on_resume(recipe: Recipe, digits: Path, tmp_path: Path, start) -> None:
-    import shutil
-
     data = tmp_path / "data"
     shutil.copytree(digits, data)
     training = start(data=data, epochs=50, workers=0, save_every=1)
@@ -267,6 +302,10 @@ def test_changed_data_is_refused_on_resume(recipe: Recipe, digits: Path, tmp_pat
     path = next((data / "val" / "3").iterdir())
     path.rename(path.with_name("renamed.png"))
     with pytest.raises(UserError, match="The validation files differ"):
+        run.train(Recipe(resume=str(training.folder)))
+    path.with_name("renamed.png").rename(path)
+    (data / "classes.txt").write_text("\n".join(str(i) for i in reversed(range(10))))
+    with pytest.raises(UserError, match="or their order changed"):
         run.train(Recipe(resume=str(training.folder)))
 
 

@@ -40,7 +40,10 @@ class ImageReadError(FileReadError):
 
 
 def open_images(root: str | Path, *, seed: int = 0, val_fraction: float = 0.1) -> LabelledData:
-    """Labelled images of a folder or CSV file; see `open_labelled` for the layouts and errors."""
+    """Labelled images of a folder or CSV file; see `open_labelled` for the layouts and errors.
+
+    A file classes.txt fixes the order of the classes, such as those of ImageNet-1K before the rest of ImageNet-21K.
+    """
     return open_labelled(root, IMAGES, seed=seed, val_fraction=val_fraction)
 
 

@@ -147,7 +147,8 @@ class Job:
         if any(not math.isfinite(v) for step in losses for v in step):
             self._stop_at_bad_loss(losses)
         if any(row[-2] for row in rows):
-            self._note_bad_files()
+            index, bad = (torch.cat([b[key] for b in self._batches]).cpu() for key in ("index", "bad"))
+            self._note_bad_files(index, bad, "train")
         if any(row[-3] for row in rows):
             self.stop.set()
         first = self.progress.step - len(losses) + 1
@@ -219,12 +220,15 @@ class Job:
         """Scores of the weights that the network now holds; keeps them as `best` if they are."""
         self._engine.network.eval()
         validation = self.task.validation(self.parts.device)
+        left_out = [torch.zeros(0, dtype=torch.int64)]
         with torch.no_grad(), self._engine.precision():
             for batch, counts in self._val_batches():
                 output = self._engine.network(batch["image"])
                 if counts:
                     validation.update(output, batch)
+                    left_out.append(batch["index"][batch["bad"] > 0].cpu())
         self._engine.settle()
+        self._note_left_out(torch.cat(left_out))
         scores = validation.result()
         value = scores[self.task.metric]
         p = self.progress
@@ -274,16 +278,23 @@ class Job:
             "Lower --lr, lengthen --warmup-epochs, set --clip-grad 1, or use --amp off",
         )
 
-    def _note_bad_files(self) -> None:
-        own = (
-            [i for b in self._batches for i in b["index"].tolist()],
-            [i for b in self._batches for i in b["bad"].tolist()],
+    def _note_left_out(self, index: Tensor) -> None:
+        """Validation samples of this process whose files are unreadable."""
+        lost = sum(processes.gather(len(index)))
+        if not lost:
+            return
+        self._note_bad_files(index, torch.ones_like(index), "val")
+        self._reporter.line(
+            f"{lost} validation {self.task.noun} cannot be read and are left out of the scores; "
+            f"see {self.parts.bad_files.path}"
         )
-        parts, problem = processes.gather(own), None
+
+    def _note_bad_files(self, index: Tensor, bad: Tensor, split: str) -> None:
+        parts, problem = processes.gather((index.tolist(), bad.tolist())), None
         if self.folder.writes:
             index, bad = (torch.tensor([i for part in parts for i in part[k]]) for k in (0, 1))
             try:
-                self.task.note_bad(self.parts.bad_files, index, bad)
+                self.task.note_bad(self.parts.bad_files, index, bad, split)
             except UserError as error:
                 problem = (error.cause, error.fix)
         problem = processes.broadcast(problem)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openmvit import checkpoint, weights, zoo
+from openmvit import checkpoint, processes, weights, zoo
 from openmvit.architectures import ARCHITECTURES
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError
@@ -32,15 +34,16 @@ class Start:
     preprocessing: dict[str, Any]
 
 
-def build(recipe: Recipe, smallest: str, num_classes: int) -> Start:
+def build(recipe: Recipe, smallest: str, classes: Sequence[str]) -> Start:
     """The network that a recipe names, with its starting weights.
 
     Args:
         smallest: architecture if the recipe names none.
+        classes: names of the data's classes. A classifier of one's own weights is kept if it was trained on these.
     Raises:
         UserError: if the name is unknown, or the weights cannot be had or do not fit.
     """
-    changes: dict[str, Any] = {"num_classes": num_classes}
+    changes: dict[str, Any] = {"num_classes": len(classes)}
     for key, value in (("drop_path_rate", recipe.drop_path), ("drop_rate", recipe.dropout)):
         if value is not None:
             changes[key] = value
@@ -55,10 +58,12 @@ def build(recipe: Recipe, smallest: str, num_classes: int) -> Start:
             raise UserError(f"No weights of {name} were released", "Give --weights FILE, or --weights none")
         if start is not False:
             zoo.load_pretrained(model, Path(name).stem, start, inflation=recipe.inflation)
+            _fit_classifier(model, recipe.weights, (own or {}).get("classes") or [], classes)
         return Start(model, Path(name).stem, **known)
     sizes = {"img_size": recipe.imgsz, "num_frames": recipe.frames}
     changes |= {key: value for key, value in sizes.items() if value is not None}
     model = zoo.create_model(name, start, inflation=recipe.inflation, **changes)
+    _fit_classifier(model, recipe.weights, (own or {}).get("classes") or [], classes)
     base, _, tag = name.partition(".")
     card = _released(base, tag or start) if own is None and not Path(recipe.weights).exists() else None
     if card is not None:
@@ -77,6 +82,17 @@ def model_axes(recipe: Recipe) -> int | None:
         return MViTConfig.from_dict(read_architecture(Path(recipe.model))).ndim
     name = recipe.model.partition(".")[0]
     return zoo.model_config(name).ndim if name in ARCHITECTURES else None
+
+
+def _fit_classifier(model: MViT, source: str, trained: Sequence[str], classes: Sequence[str]) -> None:
+    """A fresh classifier where the weights have one for as many, but other classes, and a line that says so."""
+    if len(trained) != len(classes) or list(trained) == list(classes):
+        return
+    model.reset_classifier(len(classes))
+    other = next((name for name in classes if name not in set(trained)), None)
+    why = "the classes are in another order" if other is None else f"other classes, such as {other!r}"
+    if processes.rank() == 0:
+        print(f"Weights {source}: {why}, so the classifier starts anew", file=sys.stderr)
 
 
 def _is_settings(name: str) -> bool:

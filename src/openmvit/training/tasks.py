@@ -74,7 +74,7 @@ class Task(Protocol):
 
     def bad_files(self, path: Path) -> BadFiles: ...
 
-    def note_bad(self, bad_files: BadFiles, index: Tensor, bad: Tensor) -> None: ...
+    def note_bad(self, bad_files: BadFiles, index: Tensor, bad: Tensor, split: str = "train") -> None: ...
 
     def paths(self, index: list[int]) -> list[str]:
         """Training files by their index, for messages."""
@@ -148,12 +148,13 @@ class ClassificationTask:
         return ClassificationValidation(len(self.data.classes), self.data.multilabel, device)
 
     def bad_files(self, path: Path) -> BadFiles:
-        """The list of unreadable training files."""
-        return BadFiles(self.recipe.max_bad, len(self.data.splits["train"]), path, self.source.read)
+        """The list of unreadable files for training and validation."""
+        total = len(self.data.splits["train"]) + len(self.data.splits["val"])
+        return BadFiles(self.recipe.max_bad, total, path, self.source.read)
 
-    def note_bad(self, bad_files: BadFiles, index: Tensor, bad: Tensor) -> None:
-        """Count the unreadable files of some training samples."""
-        bad_files.add(self.data.splits["train"], index, bad)
+    def note_bad(self, bad_files: BadFiles, index: Tensor, bad: Tensor, split: str = "train") -> None:
+        """Count the unreadable files of some samples."""
+        bad_files.add(self.data.splits[split], index, bad)
 
     def paths(self, index: list[int]) -> list[str]:
         """Training files by their index."""
@@ -177,8 +178,9 @@ class ClassificationTask:
         }
 
     def about(self) -> dict[str, Any]:
-        """Architecture, name, licence and preprocessing of the network."""
+        """Architecture, classes, name, licence and preprocessing of the network."""
         return {
+            "classes": list(self.data.classes),
             "architecture": self.model.config.to_dict(),
             "model": self.model_name,
             "licence": self.licence,
@@ -262,10 +264,12 @@ def open_task(recipe: Recipe, about: Mapping[str, Any] | None = None) -> Classif
     data = kind.open(recipe)
     torch.manual_seed(recipe.seed)
     if about is not None:
+        if about["classes"] != list(data.classes):
+            raise UserError(f"The classes of {recipe.data} or their order changed", "Restore them, or start a new run")
         model = MViT(MViTConfig.from_dict(about["architecture"]))
         start = Start(model, about["model"], about["licence"], about["preprocessing"])
     else:
-        start = build(recipe, kind.smallest, len(data.classes))
+        start = build(recipe, kind.smallest, data.classes)
     if start.model.config.ndim != kind.ndim:
         takes = "clips" if start.model.config.ndim == 3 else "images"
         raise UserError(
