@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -22,6 +23,7 @@ from openmvit.nn.position import resize_grid, resize_table
 
 HEADER = "openmvit"
 FORMAT = 1
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Where other projects keep the state dict inside their files.
 _WRAPPER_KEYS = ("model_state", "state_dict", "model")
 
@@ -65,7 +67,9 @@ def save(path: Path, state_dict: Mapping[str, Tensor], card: Mapping[str, Any]) 
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"Cannot write {path} ({error})", "Free space on the disk or choose another out_dir") from error
+        full = any(f"rror {code}" in str(error) for code in _DISK_FULL) or getattr(error, "errno", 0) in _DISK_FULL
+        cause = f"The disk of {path.parent} takes no more data" if full else f"Cannot write {path}"
+        raise UserError(f"{cause} ({error})", "Free space on the disk or choose another folder") from error
 
 
 def find(target: str | Path) -> Path:
