@@ -247,7 +247,11 @@ ROWS = {
     ),
     "image smaller than the stem": ([*ONE, "--imgsz", "2"], None, "smaller than"),
     "test image smaller than the stem": (["val", "run", "--imgsz", "2", "--workers", "0"], None, "smaller than"),
-    "classes of another data set": (["val", "run", "--workers", "0"], other_classes, "the model does not know"),
+    "classes of another data set": (
+        ["val", "run", "--data", "data", "--workers", "0"],
+        other_classes,
+        "the model does not know",
+    ),
     "split that is not there": (["val", "run", "--split", "test"], None, "has no split 'test'"),
     "file to predict missing": (["predict", "run", "gone.jpg"], None, "There is no file or folder gone.jpg"),
     "no picture to predict": (
