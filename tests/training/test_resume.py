@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import random
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,10 @@ def test_killed_run_continues_exactly(start, ranks: int, strategy: str) -> None:
         killed.kill()
     else:
         killed = start("killed", ranks=ranks, damage="kill,1,8", **options)
+        killed.wait_for(7)
+        begin = time.monotonic()
         assert killed.end() != 0
+        assert time.monotonic() - begin < 60
         found = re.search(r"error: Rank 1: it died \(its last step was (\d+)\)", killed.text())
         # Steps are published twice a second, so the last one known may be a little earlier.
         assert found and int(found[1]) <= 8, killed.text()

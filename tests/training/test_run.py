@@ -53,7 +53,7 @@ def test_run_writes_its_folder_and_says_what_comes_next(recipe: Recipe, capsys: 
     assert any(line.startswith("Memory about") for line in lines)
     assert lines[-1] == f"Next: openmvit predict {folder} IMAGES"
     assert str(folder / "weights" / "best.safetensors") in lines[-2]
-    assert (folder / "log.txt").read_text().splitlines() == lines[1:]
+    assert (folder / "log.txt").read_text().splitlines() == lines
 
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert names == {

@@ -140,7 +140,7 @@ def _prepare(
 ) -> tuple[RunFolder, Parts]:
     """Say what starts, open data and network, and make the run folder last, when nothing can be wrong any more."""
     writes, resumed = processes.rank() == 0, state.read(run / "weights") if run is not None else None
-    _say_start(recipe, run, resumed[0]["progress"] if resumed else {}, writes)
+    first_line = _say_start(recipe, run, resumed[0]["progress"] if resumed else {}, writes)
     task = open_task(recipe, resumed[0]["about"] if resumed else None)
     frozen = freeze(task.model, recipe)
     task.recipe = recipe = _choose_batch(recipe, task, device)
@@ -154,6 +154,7 @@ def _prepare(
     path = run or processes.broadcast(new_folder(recipe.out_dir, task.name, recipe.name) if writes else None)
     assert path is not None
     folder = RunFolder(path, writes)
+    folder.log(first_line)
     if run is None and writes:
         dump_recipe(recipe, path / "args.yaml")
         folder.write_environment()
@@ -173,8 +174,8 @@ def _prepare(
     return folder, parts
 
 
-def _say_start(recipe: Recipe, run: Path | None, progress: dict[str, Any], writes: bool) -> None:
-    """The first line: what the run starts from."""
+def _say_start(recipe: Recipe, run: Path | None, progress: dict[str, Any], writes: bool) -> str:
+    """Print the first line, what the run starts from, and return it for the log."""
     if progress.get("finished"):
         raise UserError(
             f"The run {run} is finished ({progress['epoch']} epochs)",
@@ -186,6 +187,7 @@ def _say_start(recipe: Recipe, run: Path | None, progress: dict[str, Any], write
         line = f"Resuming {run} at epoch {progress['epoch'] + 1}/{recipe.epochs}, step {progress['step']}"
     if writes:
         print(line, flush=True)
+    return line
 
 
 def _choose_batch(recipe: Recipe, task: ClassificationTask, device: torch.device) -> Recipe:
