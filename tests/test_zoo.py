@@ -131,6 +131,21 @@ def test_the_size_of_a_bare_file_is_read_from_its_tables(tmp_path, name, changes
     assert found.config.num_classes == 9
 
 
+def test_the_first_v1_file_has_no_pools_where_the_stride_is_one(tmp_path):
+    with torch.device("meta"):
+        model = create_model("mvitv1_base_16x4", pool_kv_at_stride_one=False)
+    # Counted on the code of June 2021.
+    assert sum(p.numel() for p in model.parameters()) == 36599536
+    lacking = [i for i, block in enumerate(model.config.blocks()) if not block.kernel_kv]
+    assert lacking == [14, 15]
+    state = {key: torch.zeros(value.shape) for key, value in model.state_dict().items()}
+    torch.save({"model_state": state}, tmp_path / "k400_2021.pyth")
+    found = weights.read_weights(tmp_path / "k400_2021.pyth")
+    assert found.model == "mvitv1_base_16x4"
+    assert not found.config.pool_kv_at_stride_one
+    assert found.state.keys() == state.keys()
+
+
 def test_a_misfit_can_be_asked_for(tmp_path, small):
     torch.save({"model_state": small.state_dict()}, tmp_path / "w.pyth")
     with pytest.raises(UserError, match="do not fit"):

@@ -114,6 +114,8 @@ class MViTConfig:
     """K/V stride of stage 1; divided by `stride_q` at each stage start, at least 1."""
     stride_kv: tuple[Size, ...] | None = None
     """K/V stride of each stage, instead of `adaptive_kv_stride`."""
+    pool_kv_at_stride_one: bool = True
+    """Pool K and V also where their stride is 1; the first v1 16x4 file has no such pools in its last stage."""
     pool_mode: PoolMode = "conv"
     pool_first: bool = False
     """Pool before the projection; needs `separate_qkv`."""
@@ -244,7 +246,7 @@ def _expand(c: MViTConfig) -> Iterator[BlockConfig]:
                 table_grid=table_grid,
                 kernel_q=_kernel(c, stride_q) if first or c.full_q_pooling else (),
                 stride_q=stride_q,
-                kernel_kv=_kernel(c, stride_kv),
+                kernel_kv=_kernel(c, stride_kv) if c.pool_kv_at_stride_one or prod(stride_kv) > 1 else (),
                 stride_kv=stride_kv,
                 pool_mode=c.pool_mode,
                 pool_first=c.pool_first,

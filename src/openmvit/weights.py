@@ -132,6 +132,9 @@ def read_weights(path: str | Path, name: str | None = None, config: MViTConfig |
         config = None
     made_for = _settings_in_file(path) or config or model_config(name)
     made_for = made_for.replace(num_classes=int(any("head." in key for key in state)))
+    last = f"blocks.{made_for.depth - 1}.attn.pool_k.weight"
+    if last not in state and "blocks.0.attn.pool_k.weight" in state and last in expected_shapes(made_for):
+        made_for = made_for.replace(pool_kv_at_stride_one=False)
     native = to_native(source, made_for, state)
     return Weights(native, _seen(native, made_for), name, None)
 
