@@ -1,0 +1,1 @@
+"""Detection and instance segmentation: pyramid, region proposals, 1..n box stages, masks."""
