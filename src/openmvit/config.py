@@ -7,15 +7,16 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-from openmvit.errors import UserError, did_you_mean
+from openmvit.errors import UserError
+from openmvit.records import from_fields, settle
 
 Size = tuple[int, ...]
 PoolMode = Literal["conv", "conv_unshared", "max", "avg"]
 AbsolutePosition = Literal["none", "joint", "separable", "sincos"]
 RelativePosition = Literal["none", "decomposed"]
+WindowPattern = Literal["all", "hybrid"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class BlockConfig:
 
     `grid` is what the input size of the model gives by convolution arithmetic; the block itself runs on any grid.
     `table_grid` is the grid its relative tables are made for: the authors halve rounding down, convolutions round up.
-    An empty kernel means that there is no pool.
+    An empty kernel means that there is no pool, an empty `window` (tokens of the input grid) that attention is global.
     """
 
     index: int
@@ -39,6 +40,7 @@ class BlockConfig:
     stride_q: Size
     kernel_kv: Size
     stride_kv: Size
+    window: Size
     pool_mode: PoolMode
     pool_first: bool
     separate_qkv: bool
@@ -65,6 +67,16 @@ class BlockConfig:
     def kv_grid(self) -> Size:
         """Tokens along each axis of the pooled keys and values."""
         return pooled_grid(self.grid, self.kernel_kv, self.stride_kv)
+
+    @property
+    def q_window(self) -> Size:
+        """Queries of a window along each axis."""
+        return tuple(w // s for w, s in zip(self.window, self.stride_q, strict=False))
+
+    @property
+    def kv_window(self) -> Size:
+        """Keys of a window along each axis."""
+        return tuple(w // s for w, s in zip(self.window, self.stride_kv, strict=False))
 
     @property
     def skip_kernel(self) -> Size:
@@ -114,6 +126,12 @@ class MViTConfig:
     """K/V stride of stage 1; divided by `stride_q` at each stage start, at least 1."""
     stride_kv: tuple[Size, ...] | None = None
     """K/V stride of each stage, instead of `adaptive_kv_stride`."""
+    window: Size | None = None
+    """Attention inside windows of so many stage-1 tokens, which shrink with the grid; None attends to all."""
+    window_pattern: WindowPattern = "all"
+    """Blocks that use windows: `all`, or `hybrid`: all but the last one of stages 2, 3, ..."""
+    global_kv_stride_factor: int = 1
+    """Factor on the K/V stride of the global blocks of `hybrid`, except the network's last block."""
     pool_kv_at_stride_one: bool = True
     """Pool K and V also where their stride is 1; the first v1 16x4 file has no such pools in its last stage."""
     pool_mode: PoolMode = "conv"
@@ -146,8 +164,7 @@ class MViTConfig:
     head_init_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _tuples(getattr(self, field.name)))
+        settle(self)
         _check(self)
 
     @property
@@ -199,11 +216,7 @@ class MViTConfig:
         Raises:
             UserError: if a key is no field, naming the nearest one.
         """
-        names = [f.name for f in dataclasses.fields(MViTConfig)]
-        for key in fields:
-            if key not in names:
-                raise UserError(f"The configuration has no field {key!r}", did_you_mean(key, names))
-        return MViTConfig(**fields)
+        return from_fields(MViTConfig, fields, "The configuration")
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -231,10 +244,12 @@ def _expand(c: MViTConfig) -> Iterator[BlockConfig]:
     ones = (1,) * c.ndim
     grid, table_grid, dim, index = stem_grid(c, c.input_size), c.patch_grid, c.embed_dim, 0
     for stage, depth in enumerate(c.depths):
-        width, stride_kv = c.embed_dim * 2**stage, _stride_kv(c, stage)
+        width = c.embed_dim * 2**stage
         for i in range(depth):
             first, last_of_stage = i == 0 and stage > 0, i == depth - 1 and stage < len(c.depths) - 1
             stride_q = c.stride_q if first else ones
+            whole = c.window_pattern == "hybrid" and stage > 0 and i == depth - 1
+            stride_kv = _stride_kv(c, stage, whole)
             block = BlockConfig(
                 index=index,
                 stage=stage,
@@ -248,6 +263,7 @@ def _expand(c: MViTConfig) -> Iterator[BlockConfig]:
                 stride_q=stride_q,
                 kernel_kv=_kernel(c, stride_kv) if c.pool_kv_at_stride_one or prod(stride_kv) > 1 else (),
                 stride_kv=stride_kv,
+                window=() if whole else _window(c, stage - first),
                 pool_mode=c.pool_mode,
                 pool_first=c.pool_first,
                 separate_qkv=c.separate_qkv,
@@ -265,13 +281,20 @@ def _expand(c: MViTConfig) -> Iterator[BlockConfig]:
             table_grid = tuple(n // s for n, s in zip(table_grid, stride_q, strict=True))
 
 
-def _stride_kv(c: MViTConfig, stage: int) -> Size:
+def _stride_kv(c: MViTConfig, stage: int, whole: bool) -> Size:
+    """K/V stride of a stage; `whole` for a global block among windows."""
+    factor = c.global_kv_stride_factor if whole and stage < len(c.depths) - 1 else 1
     if c.stride_kv is not None:
-        return c.stride_kv[stage]
+        return tuple(s * factor for s in c.stride_kv[stage])
     stride = c.adaptive_kv_stride or (1,) * c.ndim
     for _ in range(stage):
         stride = tuple(max(s // q, 1) for s, q in zip(stride, c.stride_q, strict=True))
-    return stride
+    return tuple(s * factor for s in stride)
+
+
+def _window(c: MViTConfig, halvings: int) -> Size:
+    """Window on a grid that was pooled so often: a stage's first block still has the window of the stage before."""
+    return tuple(n // s**halvings for n, s in zip(c.window or (), c.stride_q, strict=False))
 
 
 def _kernel_of(stride: Size) -> Size:
@@ -283,29 +306,16 @@ def _kernel(c: MViTConfig, stride: Size) -> Size:
     return () if prod(kernel) == 1 and prod(stride) == 1 else kernel
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+_OPTIONAL = ("kernel_qkv", "adaptive_kv_stride", "window")
 
 
 def _check(c: MViTConfig) -> None:
     """Every rule between fields; each message names the fields and what they accept."""
-    for name, hint in get_type_hints(MViTConfig).items():
-        if not _is(getattr(c, name), hint):
-            accepted = ", ".join(get_args(hint)) if get_origin(hint) is Literal else _words(hint)
-            raise UserError(f"{name} is {getattr(c, name)!r}", f"Accepted: {accepted}")
-    for name in ("patch_kernel", "patch_stride", "patch_padding", "kernel_qkv", "stride_q", "adaptive_kv_stride"):
+    for name in ("patch_kernel", "patch_stride", "patch_padding", "stride_q", *_OPTIONAL):
         value = getattr(c, name)
         if value is not None and len(value) != c.ndim:
             raise UserError(f"{name} {value} and input_size {c.input_size} differ in length", f"Give {c.ndim} values")
-    for name in (
-        "depths",
-        "input_size",
-        "patch_stride",
-        "patch_kernel",
-        "stride_q",
-        "kernel_qkv",
-        "adaptive_kv_stride",
-    ):
+    for name in ("depths", "input_size", "patch_stride", "patch_kernel", "stride_q", *_OPTIONAL):
         value = getattr(c, name)
         if value is not None and (not value or min(value) < 1):
             raise UserError(f"{name} is {value}", "Every value must be at least 1")
@@ -321,27 +331,7 @@ def _check(c: MViTConfig) -> None:
         raise UserError(f"embed_dim {c.embed_dim} is no multiple of num_heads {c.num_heads}", "Change one of them")
     _check_pools(c)
     _check_tokens(c)
-
-
-def _is(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; whole numbers are numbers, but yes and no are none."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return value in parts
-    if origin in (Union, UnionType):
-        return any(_is(value, part) for part in parts)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_is(v, parts[0]) for v in value)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int | float if hint is float else hint)
-
-
-def _words(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
-    if get_origin(hint) is tuple:
-        return f"a list, each {_words(get_args(hint)[0])}"
-    return names.get(hint) or " or ".join(_words(part) for part in get_args(hint))
+    _check_windows(c)
 
 
 def _check_pools(c: MViTConfig) -> None:
@@ -385,3 +375,21 @@ def _check_tokens(c: MViTConfig) -> None:
         raise UserError(
             f"absolute_position is 'sincos' and embed_dim {c.embed_dim} is no multiple of {parts}", "Change one of them"
         )
+
+
+def _check_windows(c: MViTConfig) -> None:
+    if c.window is None:
+        if c.window_pattern != "all" or c.global_kv_stride_factor != 1:
+            raise UserError("window_pattern or global_kv_stride_factor is given and window is not", "Give a window")
+        return
+    if c.cls_token:
+        raise UserError(f"window is {c.window} and cls_token is true", "A class token belongs to no window: drop one")
+    for block in _expand(c):
+        if any(w % s or w % q for w, s, q in zip(block.window, block.stride_kv, block.stride_q, strict=False)):
+            raise UserError(
+                f"window {c.window} becomes {block.window} in block {block.index}, whose query and K/V strides are "
+                f"{block.stride_q} and {block.stride_kv}",
+                "Choose a window that the strides divide",
+            )
+        if any(k % 2 == 0 for k in block.kernel_kv):
+            raise UserError("window needs odd pooling kernels", "Give kernel_qkv")

@@ -215,9 +215,11 @@ class FeatureMaps(nn.Module):
 
     Args:
         out_indices: stages to give, counted from 0; negative ones from the last.
+        stage_norms: a LayerNorm on every map that is given, as in the released detectors; the network itself goes on
+            with the map before it.
     """
 
-    def __init__(self, model: MViT, out_indices: Sequence[int] | None = None) -> None:
+    def __init__(self, model: MViT, out_indices: Sequence[int] | None = None, *, stage_norms: bool = False) -> None:
         super().__init__()
         stages = len(model.config.depths)
         self.out_indices = [i % stages for i in (range(stages) if out_indices is None else out_indices)]
@@ -227,9 +229,12 @@ class FeatureMaps(nn.Module):
             for i in self.out_indices
         ]
         self.model = model
+        eps = model.config.norm_eps
+        self.norms = nn.ModuleList(nn.LayerNorm(c, eps=eps) if stage_norms else nn.Identity() for c in self.channels)
         # The backbone never reads them, and data-parallel training refuses parameters without gradient.
         model.norm, model.head = nn.Identity(), nn.Identity()
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        maps = self.model.forward_features(x)
-        return [maps[i] for i in self.out_indices]
+        stages = self.model.stages(x)
+        chosen = zip(self.norms, self.out_indices, strict=True)
+        return [norm(stages[i][0]).movedim(-1, 1) for norm, i in chosen]

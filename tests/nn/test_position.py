@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from openmvit.nn.position import decomposed_bias, relative_index, relative_rows, resize_grid, resize_table, sincos_table
+from openmvit.nn.position import (
+    axis_terms,
+    decomposed_bias,
+    relative_index,
+    relative_rows,
+    resize_grid,
+    resize_table,
+    sincos_table,
+)
 
 
 def exact_index(q_size, k_size):
@@ -55,7 +63,7 @@ def test_bias_is_the_sum_over_axes(grids):
     q_grid, k_grid = grids
     q = torch.randn(2, *q_grid, 3, 5, dtype=torch.float64)
     tables = [torch.randn(2 * max(a, b) - 1, 5, dtype=torch.float64) for a, b in zip(q_grid, k_grid, strict=True)]
-    bias = decomposed_bias(q, tables, k_grid)
+    bias = decomposed_bias(axis_terms(q, tables, k_grid))
     indices = [relative_index(a, b) for a, b in zip(q_grid, k_grid, strict=True)]
     for i, qp in enumerate(torch.cartesian_prod(*map(torch.arange, q_grid)).tolist()):
         for j, kp in enumerate(torch.cartesian_prod(*map(torch.arange, k_grid)).tolist()):

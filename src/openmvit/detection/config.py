@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from openmvit.config import MViTConfig
-from openmvit.errors import UserError, did_you_mean
+from openmvit.errors import UserError
+from openmvit.records import from_fields, settle
 
 Neck = Literal["pyramid", "last", "simple"]
 HeadNorm = Literal["none", "bn", "ln"]
@@ -28,7 +29,7 @@ class DetectorConfig:
     backbone: MViTConfig
     num_classes: int = 80
     neck: Neck = "pyramid"
-    """`pyramid` joins all stages; `last` reads the last map only; `simple` makes a pyramid of the last map (plain ViT)."""
+    """`pyramid` joins all stages, `last` reads the last map, `simple` makes a pyramid of the last map (plain ViT)."""
     channels: int = 256
     """Of the neck's maps and of the mask head."""
     neck_norm: Literal["none", "ln"] = "none"
@@ -77,8 +78,7 @@ class DetectorConfig:
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _tuples(getattr(self, field.name)))
+        settle(self)
         _check(self)
 
     @property
@@ -89,7 +89,7 @@ class DetectorConfig:
         if self.neck == "last":
             return (last,)
         if self.neck == "simple":
-            return tuple(last * 2**i // 4 for i in range(4)) + (last * 4,)
+            return (last // 4, last // 2, last, last * 2, last * 4)
         levels = [first * step**i for i in range(len(self.backbone.depths))]
         return (*levels, levels[-1] * 2)
 
@@ -113,18 +113,9 @@ class DetectorConfig:
         Raises:
             UserError: if a key is no field, naming the nearest one.
         """
-        names = [f.name for f in dataclasses.fields(DetectorConfig)]
-        for key in fields:
-            if key not in names:
-                raise UserError(f"The detector has no field {key!r}", did_you_mean(key, names))
-        backbone = fields["backbone"]
-        return DetectorConfig(
-            **fields | {"backbone": backbone if isinstance(backbone, MViTConfig) else MViTConfig.from_dict(backbone)}
-        )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+        backbone = fields.get("backbone")
+        made = backbone if isinstance(backbone, MViTConfig) else MViTConfig.from_dict(backbone or {})
+        return from_fields(DetectorConfig, {**fields, "backbone": made}, "The detector")
 
 
 def _check(c: DetectorConfig) -> None:
@@ -143,7 +134,8 @@ def _check(c: DetectorConfig) -> None:
         raise UserError("A cascade needs class_agnostic", "Set class_agnostic: true, or give one stage")
     if c.neck != "last" and len(c.anchor_sizes) != len(c.strides):
         raise UserError(
-            f"anchor_sizes has {len(c.anchor_sizes)} values and the neck gives {len(c.strides)} maps", "Give one per map"
+            f"anchor_sizes has {len(c.anchor_sizes)} values and the neck gives {len(c.strides)} maps",
+            "Give one per map",
         )
     if c.backbone.ndim != 2 or c.backbone.cls_token:
         raise UserError("A detector's backbone takes images and has no class token", "Set cls_token: false")

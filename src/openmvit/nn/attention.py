@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openmvit.config import BlockConfig, Size
-from openmvit.nn.grid import each
+from openmvit.nn.grid import each, merge, partition
 from openmvit.nn.pooling import TokenPool
-from openmvit.nn.position import decomposed_bias
+from openmvit.nn.position import axis_terms, decomposed_bias, key_indicators
 
 Tokens = tuple[Tensor, Tensor | None]
+
+MOST_SCORES = 2**20
+"""Query-key pairs of a head up to which the position term is written out; more go through `attend_in_channels`."""
 
 
 class MultiscaleAttention(nn.Module):
@@ -88,17 +93,39 @@ class MultiscaleAttention(nn.Module):
     def forward(self, x: Tensor, cls: Tensor | None = None) -> Tokens:
         """`[B, *grid, dim]` -> `[B, *q_grid, dim_attn]`, and the class token beside it."""
         (q, q_cls), (k, k_cls), (v, v_cls) = (self._heads(name, x, cls) for name in "qkv")
-        q_grid, k_grid = q.shape[1:-2], tuple(k.shape[1:-2])
-        bias = decomposed_bias(q, self.tables, k_grid) if self.config.table_lengths else None
-        k, v = k.flatten(1, -3), v.flatten(1, -3)
-        if k_cls is not None and v_cls is not None:
-            k, v = torch.cat([k_cls, k], dim=1), torch.cat([v_cls, v], dim=1)
-            bias = None if bias is None else F.pad(bias, (1, 0))
-        out = attend(q.flatten(1, -3), k, v, bias).unflatten(1, q_grid)
+        out = self._attend_windows(q, k, v) if self.config.window else self._attend_grid(q, k, v, k_cls, v_cls)
         if self.config.residual_pooling:
             out = out + q
-        out_cls = None if q_cls is None else attend(q_cls, k, v, None)
+        out_cls = None
+        if q_cls is not None and k_cls is not None and v_cls is not None:
+            out_cls = attend(q_cls, _rows(k_cls, k), _rows(v_cls, v), None)
         return each(lambda t: self.proj(t.flatten(-2)), out, out_cls)
+
+    def _attend_windows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Each window on its own. Rows that pad the last windows are keys like all others, as in the released code."""
+        window = self.config.kv_window
+        out = self._attend_grid(partition(q, self.config.q_window), partition(k, window), partition(v, window))
+        return merge(out, self.config.q_window, tuple(q.shape[1:-2]))
+
+    def _attend_grid(
+        self, q: Tensor, k: Tensor, v: Tensor, k_cls: Tensor | None = None, v_cls: Tensor | None = None
+    ) -> Tensor:
+        """`[B, *q_grid, h, c]` on `[B, *k_grid, h, c]` and the class row -> `[B, *q_grid, h, c]`."""
+        q_grid, k_grid = tuple(q.shape[1:-2]), tuple(k.shape[1:-2])
+        terms = axis_terms(q, self.tables, k_grid) if self.config.table_lengths else []
+        k, v, q = _rows(k_cls, k), _rows(v_cls, v), q.flatten(1, -3)
+        if terms and q.shape[1] * k.shape[1] > MOST_SCORES:
+            return attend_in_channels(q, k, v, terms).unflatten(1, q_grid)
+        bias = decomposed_bias(terms) if terms else None
+        if bias is not None and k_cls is not None:
+            bias = F.pad(bias, (1, 0))
+        return attend(q, k, v, bias).unflatten(1, q_grid)
+
+
+def _rows(cls: Tensor | None, x: Tensor) -> Tensor:
+    """A grid `[B, *grid, h, c]` as rows `[B, L, h, c]`, the class row first."""
+    x = x.flatten(1, -3)
+    return x if cls is None else torch.cat([cls, x], dim=1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -112,3 +139,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+
+
+def attend_in_channels(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor]) -> Tensor:
+    """The same softmax with the position term as extra channels, so that no matrix `[Lq, Lk]` is ever held.
+
+    Queries get their `axis_terms` and keys a one-hot position per axis: the scalar product of both is the term. A
+    class row in front of the keys has zeros there. A fused kernel then needs memory that is linear in the tokens.
+
+    Args:
+        q: `[B, Lq, h, c]`. k, v: `[B, Lk, h, c]`.
+        terms: per axis `[B, h, *q_grid, K]`.
+    Returns:
+        `[B, Lq, h, c]`.
+    """
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    channels = q.shape[-1]
+    position = key_indicators(tuple(t.shape[-1] for t in terms), k)
+    position = F.pad(position, (0, 0, k.shape[-2] - position.shape[0], 0)).expand(*k.shape[:2], -1, -1)
+    q = torch.cat([q * channels**-0.5, *(t.flatten(2, -2).to(q.dtype) for t in terms)], dim=-1)
+    k = torch.cat([k, position], dim=-1)
+    # The fused kernels want values as wide as the keys.
+    v = F.pad(v, (0, k.shape[-1] - channels))
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :channels].transpose(1, 2)

@@ -45,3 +45,30 @@ def avg_pool(x: Tensor, kernel: Size, stride: Size) -> Tensor:
     x = F.pad(x, [0, 0, *(k // 2 for k in reversed(kernel) for _ in range(2))])
     out = _AVG[len(kernel)](x.movedim(-1, 1), kernel, stride)
     return out.movedim(1, -1).contiguous()
+
+
+def partition(x: Tensor, window: Size) -> Tensor:
+    """Cut a grid into windows, padded with zeros at the end of each axis.
+
+    Args:
+        x: `[B, *grid, ...]`.
+    Returns:
+        `[B * windows, *window, ...]`, the windows of a sample in row-major order.
+    """
+    ndim = len(window)
+    padding = [-n % w for n, w in zip(x.shape[1 : 1 + ndim], window, strict=True)]
+    if any(padding):
+        x = F.pad(x, [0] * 2 * (x.dim() - 1 - ndim) + [p for n in reversed(padding) for p in (0, n)])
+    for axis, side in enumerate(window):
+        x = x.unflatten(1 + 2 * axis, (-1, side))
+    return x.movedim(range(1, 1 + 2 * ndim, 2), range(1, 1 + ndim)).flatten(0, ndim)
+
+
+def merge(x: Tensor, window: Size, grid: Size) -> Tensor:
+    """Inverse of `partition`: `[B * windows, *window, ...]` -> `[B, *grid, ...]`."""
+    ndim = len(window)
+    counts = tuple(-(-n // w) for n, w in zip(grid, window, strict=True))
+    x = x.unflatten(0, (-1, *counts)).movedim(range(1, 1 + ndim), range(1, 1 + 2 * ndim, 2))
+    for axis in range(ndim):
+        x = x.flatten(1 + axis, 2 + axis)
+    return x[(slice(None), *(slice(n) for n in grid))]

@@ -54,8 +54,8 @@ def relative_rows(table: Tensor, q_size: int, k_size: int) -> Tensor:
     return table[_cached_index(q_size, k_size, table.device)]
 
 
-def decomposed_bias(q: Tensor, tables: Sequence[Tensor], k_grid: Size) -> Tensor:
-    """Position term of the attention logits: one learned table per axis, summed over the axes.
+def axis_terms(q: Tensor, tables: Sequence[Tensor], k_grid: Size) -> list[Tensor]:
+    """Position term of every query with every key position of each axis.
 
     The query enters *unscaled*, as in the released code; the paper divides this term by sqrt(c) too.
 
@@ -64,19 +64,39 @@ def decomposed_bias(q: Tensor, tables: Sequence[Tensor], k_grid: Size) -> Tensor
         tables: `[L, c]` per axis, coarsest axis first; resized when a grid differs from training.
         k_grid: tokens of the keys along each axis.
     Returns:
-        `[B, h, prod(q_grid), prod(k_grid)]`.
+        per axis `[B, h, *q_grid, K]`.
     Source: MViTv2 (Li et al., 2022), equation 4.
     """
-    ndim, q_grid = len(k_grid), q.shape[1:-2]
-    axes = "xyz"[:ndim]
+    axes = "xyz"[: len(k_grid)]
+    terms = []
+    for axis, table, q_size, k_size in zip(axes, tables, q.shape[1:-2], k_grid, strict=True):
+        rows = relative_rows(table, q_size, k_size)
+        terms.append(torch.einsum(f"b{axes}hc,{axis}kc->bh{axes}k", q, rows))
+    return terms
+
+
+def decomposed_bias(terms: Sequence[Tensor]) -> Tensor:
+    """Position term of the attention logits, the sum of `axis_terms`: `[B, h, prod(q_grid), prod(k_grid)]`."""
+    ndim = len(terms)
     bias: Tensor | None = None
-    for i, table in enumerate(tables):
-        rows = relative_rows(table, q_grid[i], k_grid[i])
-        term = torch.einsum(f"b{axes}hc,{axes[i]}kc->bh{axes}k", q, rows)
-        term = term.view(*term.shape[:-1], *(k_grid[i] if a == i else 1 for a in range(ndim)))
+    for i, term in enumerate(terms):
+        term = term.view(*term.shape[:-1], *(term.shape[-1] if a == i else 1 for a in range(ndim)))
         bias = term if bias is None else bias + term
     assert bias is not None
     return bias.flatten(2, 1 + ndim).flatten(3)
+
+
+def key_indicators(k_grid: Size, like: Tensor) -> Tensor:
+    """One-hot position of every key along each axis, `[prod(k_grid), sum(k_grid)]`, in the type of `like`.
+
+    The scalar product of a row with a query's `axis_terms` is its `decomposed_bias`.
+    """
+    parts = []
+    for i, size in enumerate(k_grid):
+        eye = torch.eye(size, dtype=like.dtype, device=like.device)
+        eye = eye.view(*(size if a == i else 1 for a in range(len(k_grid))), size)
+        parts.append(eye.expand(*k_grid, size))
+    return torch.cat(parts, dim=-1).flatten(0, -2)
 
 
 def resize_grid(table: Tensor, grid: Size) -> Tensor:
