@@ -16,7 +16,7 @@ PACKAGE = Path(importlib.util.find_spec("openmvit").submodule_search_locations[0
 
 FLOORS: list[set[str]] = [
     {"nn", "config"},
-    {"model", "architectures", "convert", "data", "evaluation", "report", "device", "processes"},
+    {"model", "architectures", "convert", "data", "evaluation", "report", "drawing", "device", "processes"},
     {"detection", "action", "checkpoint"},
     {"weights", "counting"},
     {"zoo"},
