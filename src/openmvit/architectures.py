@@ -88,9 +88,42 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """Name -> fields of MViTConfig that differ from its defaults."""
 
 
+# facebookresearch/detectron2, projects MViTv2 and ViTDet. Drop path of the code, not of the paper (0.1, 0.3, 0.4).
+_HYBRID: dict[str, Any] = {
+    "num_classes": 0,
+    "window": (56, 56),
+    "window_pattern": "hybrid",
+    "global_kv_stride_factor": 2,
+}
+_BACKBONES: dict[str, dict[str, Any]] = {
+    size: _SIZES[size] | _HYBRID | {"drop_path_rate": rate}
+    for size, rate in (("tiny", 0.2), ("small", 0.2), ("base", 0.4), ("large", 0.5), ("huge", 0.6))
+}
+_CASCADE: dict[str, Any] = {
+    "head_norm": "bn",
+    "rpn_convs": 2,
+    "stage_iou": (0.5, 0.6, 0.7),
+    "coder_weights": ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)),
+    "class_agnostic": True,
+    "box_convs": (256, 256, 256, 256),
+    "box_fcs": (1024,),
+}
+_SQUARE: dict[str, Any] = {"neck_norm": "ln", "head_norm": "ln", "square_pad": 1024}
+
+DETECTORS: dict[str, dict[str, Any]] = {
+    **{f"mask_rcnn_mvitv2_{size}": {"backbone": _BACKBONES[size]} for size in ("tiny", "small", "base", "large")},
+    **{f"cascade_mask_rcnn_mvitv2_{size}": {"backbone": _BACKBONES[size]} | _CASCADE for size in _BACKBONES},
+    **{
+        f"cascade_mask_rcnn_mvitv2_{size}_ln": {"backbone": _BACKBONES[size]} | _CASCADE | _SQUARE
+        for size in ("base", "large", "huge")
+    },
+}
+"""Name -> fields of DetectorConfig that differ from its defaults."""
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """Names that match a shell pattern such as `mvitv2_*`."""
-    return [name for name in ARCHITECTURES if fnmatch.fnmatch(name, pattern)]
+    return [name for name in (*ARCHITECTURES, *DETECTORS) if fnmatch.fnmatch(name, pattern)]
 
 
 def model_config(

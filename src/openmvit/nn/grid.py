@@ -61,14 +61,14 @@ def partition(x: Tensor, window: Size) -> Tensor:
         x = F.pad(x, [0] * 2 * (x.dim() - 1 - ndim) + [p for n in reversed(padding) for p in (0, n)])
     for axis, side in enumerate(window):
         x = x.unflatten(1 + 2 * axis, (-1, side))
-    return x.movedim(range(1, 1 + 2 * ndim, 2), range(1, 1 + ndim)).flatten(0, ndim)
+    return x.movedim(tuple(range(1, 1 + 2 * ndim, 2)), tuple(range(1, 1 + ndim))).flatten(0, ndim)
 
 
 def merge(x: Tensor, window: Size, grid: Size) -> Tensor:
     """Inverse of `partition`: `[B * windows, *window, ...]` -> `[B, *grid, ...]`."""
     ndim = len(window)
     counts = tuple(-(-n // w) for n, w in zip(grid, window, strict=True))
-    x = x.unflatten(0, (-1, *counts)).movedim(range(1, 1 + ndim), range(1, 1 + 2 * ndim, 2))
+    x = x.unflatten(0, (-1, *counts)).movedim(tuple(range(1, 1 + ndim)), tuple(range(1, 1 + 2 * ndim, 2)))
     for axis in range(ndim):
         x = x.flatten(1 + axis, 2 + axis)
     return x[(slice(None), *(slice(n) for n in grid))]
