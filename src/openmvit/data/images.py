@@ -34,6 +34,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_SIDEWAYS = (5, 6, 7, 8)
+"""Orientations that swap height and width."""
+
 
 class ImageReadError(FileReadError):
     """A file that cannot be decoded as an image."""
@@ -70,6 +73,22 @@ def read_image(path: str | Path, stream: BinaryIO | None = None) -> Image.Image:
         raise ImageReadError(path, error.reason) from None
     except Exception as error:  # decoders of damaged files raise nearly every type
         raise ImageReadError(path, _reason(path, error, stream)) from error
+
+
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """Height and width that `read_image` would give, from the head of the file alone.
+
+    Raises:
+        ImageReadError: the file is missing, empty or no image; damage behind its head goes unseen.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (width, height) if _orientation(image) in _SIDEWAYS else (height, width)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ImageReadError(path, _reason(path, error, None)) from error
 
 
 def _reason(path: str | Path, error: Exception, stream: BinaryIO | None) -> str:
