@@ -1,0 +1,128 @@
+"""Which scored boxes are reported: one per object, best first."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from openmvit.detection.boxes import clip, pairwise_iou
+from openmvit.detection.config import SoftNms
+from openmvit.errors import UserError
+
+_TAKEN = -1.0
+"""In place of a score; scores are 0 or more."""
+
+
+@torch.no_grad()
+def select_detections(
+    boxes: Tensor,
+    scores: Tensor,
+    size: tuple[int, int],
+    *,
+    threshold: float,
+    nms: float,
+    limit: int,
+    soft: SoftNms = "none",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The detections of one picture; every row may give several, each of another class.
+
+    Args:
+        boxes: `[R, 4]`, one per row, or `[R, 4K]`, one per class.
+        scores: `[R, K]` in 0..1, without a column for background. Rows with a value that is not finite are left out.
+        size: (height, width) that boxes are cut to.
+        threshold: only higher scores count. With `soft`, 0.001..0.01 instead of the usual 0.05: boxes whose score is
+            lowered are of use only if low scores are reported.
+        nms: overlap above which the worse of two boxes of one class goes. Not used with `soft`.
+        limit: detections kept.
+        soft: lowers scores of overlapping boxes instead of dropping them, see `soft_nms`; the lowered scores are given.
+
+    Returns:
+        Boxes float32 `[D, 4]`, scores float32 `[D]`, labels int64 `[D]` and int64 row numbers `[D]`, best first.
+    """
+    boxes, scores = boxes.float(), scores.float()
+    finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
+    rows, labels = ((scores > threshold) & finite[:, None]).nonzero(as_tuple=True)
+    per_row = boxes.unflatten(1, (-1, 4))
+    found = clip(per_row[rows, labels if per_row.shape[1] > 1 else torch.zeros_like(labels)], size)
+    value = scores[rows, labels]
+    if soft == "none":
+        keep = batched_nms(found, value, labels, nms)[:limit]
+        value = value[keep]
+    else:
+        keep, value = soft_nms(found, value, labels, soft, limit=limit)
+    return found[keep], value, labels[keep], rows[keep]
+
+
+@torch.no_grad()
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    method: Literal["linear", "gaussian"],
+    sigma: float = 0.5,
+    overlap: float = 0.3,
+    prune: float = 0.001,
+    limit: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Takes the best box, lowers the scores of the others of its class, and so on.
+
+    A taken score is never below a later one, so `limit` boxes cost as many steps, however many there are; a step
+    measures the taken box against those of its class, and no matrix of all pairs is held.
+
+    Args:
+        boxes: `[N, 4]`.
+        scores: `[N]`, 0 or more.
+        labels: int64 `[N]`; boxes of different labels leave each other alone.
+        method: `gaussian` multiplies by exp(-overlap^2 / sigma), `linear` by 1 - overlap above the limit `overlap`.
+        sigma: of the Gaussian.
+        overlap: of `linear`, 0..1.
+        prune: boxes whose score falls below it are left out.
+        limit: boxes taken at most; all of them if None.
+
+    Returns:
+        int64 numbers of the boxes taken, best first, and their lowered scores.
+
+    Raises:
+        UserError: if `method` is none of the two.
+
+    Source: Bodla et al., Soft-NMS (2017).
+    """
+    if method not in ("linear", "gaussian"):
+        raise UserError(f"Soft-NMS has no method {method!r}", "Accepted: linear, gaussian")
+    numbers, left = _by_label(scores.float(), labels)
+    places, width = boxes.float()[numbers], left.shape[1]
+    taken, values = [], []
+    for _ in range(len(scores) if limit is None else min(limit, len(scores))):
+        best = left.view(-1).argmax(dim=0, keepdim=True)
+        row, column = best // width, best % width
+        taken.append(numbers[row, column])
+        values.append(left[row, column])
+        iou = pairwise_iou(places[row, column], places[row].squeeze(0))
+        factor = torch.exp(-(iou**2) / sigma) if method == "gaussian" else torch.where(iou > overlap, 1 - iou, 1.0)
+        others = left[row]
+        left[row] = torch.where(others >= 0, others * factor, others)
+        left[row, column] = _TAKEN
+    if not taken:
+        return labels.new_zeros(0), scores.float()
+    index, value = torch.cat(taken), torch.cat(values)
+    alive = value >= prune
+    return index[alive], value[alive]
+
+
+def _by_label(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """One row per label: the numbers of its boxes and their scores, both `[K, most of one label]`.
+
+    A step then touches one row. What is left of a row is filled with box 0 as taken.
+    """
+    counts = labels.bincount(minlength=1)
+    order = labels.argsort(stable=True)
+    row = labels[order]
+    column = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    shape = len(counts), int(counts.max())
+    numbers = labels.new_zeros(shape)
+    table = scores.new_full(shape, _TAKEN)
+    numbers[row, column], table[row, column] = order, scores[order]
+    return numbers, table
