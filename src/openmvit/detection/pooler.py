@@ -52,7 +52,8 @@ class RoiPooler(nn.Module):
                 f"Boxes cannot be pooled from maps with strides {strides}",
                 "Each must be twice the one before, from 2**n",
             )
-        self.size, self.strides, self.lowest = size, strides, lowest
+        self.size, self.lowest = size, lowest
+        self.strides: tuple[int, ...] = strides
 
     def forward(self, maps: list[Tensor], boxes: list[Tensor]) -> Tensor:
         """Rows of image 0, then of image 1, and so on.
