@@ -55,17 +55,20 @@ def _centre_form(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @torch.no_grad()
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union `[N, M]` float32 of boxes `a` `[N, 4]` and `b` `[M, 4]`; 0 where one is empty."""
-    a, b = a.float(), b.float()
+    a, b = a.float().t().contiguous(), b.float().t().contiguous()
     shared = _overlap(a, b, 0).mul_(_overlap(a, b, 1))
-    area_a, area_b = (((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])) for box in (a, b))
+    area_a, area_b = ((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
     union = (area_a[:, None] + area_b).sub_(shared)
-    return torch.where(shared > 0, shared / union, 0.0)
+    return shared.div_(union).nan_to_num_(0.0)
 
 
 def _overlap(a: Tensor, b: Tensor, axis: int) -> Tensor:
-    """Shared length `[N, M]` along one axis. In place: with all anchors of an image each such matrix is large."""
-    end = torch.minimum(a[:, None, axis + 2], b[:, axis + 2])
-    return end.sub_(torch.maximum(a[:, None, axis], b[:, axis])).clamp_(min=0)
+    """Shared length `[N, M]` along one axis, of columns of boxes `[4, N]` and `[4, M]`.
+
+    In place: with all anchors of an image each such matrix is large.
+    """
+    end = torch.minimum(a[axis + 2][:, None], b[axis + 2])
+    return end.sub_(torch.maximum(a[axis][:, None], b[axis])).clamp_(min=0)
 
 
 def match(iou: Tensor, low: float, high: float, *, keep_best: bool) -> tuple[Tensor, Tensor]:

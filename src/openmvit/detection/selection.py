@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -27,17 +28,17 @@ def select_detections(
     limit: int,
     soft: SoftNms = "none",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The detections of one picture; every row may give several, each of another class.
+    """The detections of one picture; a row may give several, each of another class.
 
     Args:
         boxes: `[R, 4]`, one per row, or `[R, 4K]`, one per class.
         scores: `[R, K]` in 0..1, without a column for background. Rows with a value that is not finite are left out.
         size: (height, width) that boxes are cut to.
-        threshold: only higher scores count. With `soft`, 0.001..0.01 instead of the usual 0.05: boxes whose score is
-            lowered are of use only if low scores are reported.
+        threshold: only higher scores count. With `soft` give 0.001..0.01 instead of the usual 0.05: it is compared
+            before scores are lowered, and little is gained where low scores are not let in.
         nms: overlap above which the worse of two boxes of one class goes. Not used with `soft`.
         limit: detections kept.
-        soft: lowers scores of overlapping boxes instead of dropping them, see `soft_nms`; the lowered scores are given.
+        soft: lowers scores of overlapping boxes instead of dropping them, see `soft_nms`; these are given.
 
     Returns:
         Boxes float32 `[D, 4]`, scores float32 `[D]`, labels int64 `[D]` and int64 row numbers `[D]`, best first.
@@ -45,9 +46,8 @@ def select_detections(
     boxes, scores = boxes.float(), scores.float()
     finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
     rows, labels = ((scores > threshold) & finite[:, None]).nonzero(as_tuple=True)
-    per_row = boxes.unflatten(1, (-1, 4))
-    found = clip(per_row[rows, labels if per_row.shape[1] > 1 else torch.zeros_like(labels)], size)
-    value = scores[rows, labels]
+    per_row = boxes.unflatten(1, (-1, 4)).expand(-1, scores.shape[1], -1)
+    found, value = clip(per_row[rows, labels], size), scores[rows, labels]
     if soft == "none":
         keep = batched_nms(found, value, labels, nms)[:limit]
         value = value[keep]
@@ -69,9 +69,6 @@ def soft_nms(
 ) -> tuple[Tensor, Tensor]:
     """Takes the best box, lowers the scores of the others of its class, and so on.
 
-    A taken score is never below a later one, so `limit` boxes cost as many steps, however many there are; a step
-    measures the taken box against those of its class, and no matrix of all pairs is held.
-
     Args:
         boxes: `[N, 4]`.
         scores: `[N]`, 0 or more.
@@ -92,24 +89,36 @@ def soft_nms(
     """
     if method not in ("linear", "gaussian"):
         raise UserError(f"Soft-NMS has no method {method!r}", "Accepted: linear, gaussian")
-    numbers, left = _by_label(scores.float(), labels)
-    places, width = boxes.float()[numbers], left.shape[1]
-    taken, values = [], []
-    for _ in range(len(scores) if limit is None else min(limit, len(scores))):
+
+    def factor(iou: Tensor) -> Tensor:
+        return torch.exp(-(iou**2) / sigma) if method == "gaussian" else torch.where(iou > overlap, 1 - iou, 1.0)
+
+    steps = len(scores) if limit is None else min(limit, len(scores))
+    index, value = _take(boxes.float(), *_by_label(scores.float(), labels), steps, factor)
+    alive = value >= prune
+    return index[alive], value[alive]
+
+
+def _take(
+    boxes: Tensor, numbers: Tensor, left: Tensor, steps: int, factor: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The numbers and lowered scores `[steps]` of the best boxes, from the tables of `_by_label`.
+
+    A taken score is never below a later one, so these are the best of all, however many there are. A step measures the
+    taken box against those of its label: no matrix of all pairs is held, and nothing waits for the device.
+    """
+    places, width = boxes[numbers], left.shape[1]
+    taken, values = [numbers.new_zeros(0)], [left.new_zeros(0)]
+    for _ in range(steps):
         best = left.view(-1).argmax(dim=0, keepdim=True)
         row, column = best // width, best % width
         taken.append(numbers[row, column])
         values.append(left[row, column])
-        iou = pairwise_iou(places[row, column], places[row].squeeze(0))
-        factor = torch.exp(-(iou**2) / sigma) if method == "gaussian" else torch.where(iou > overlap, 1 - iou, 1.0)
         others = left[row]
-        left[row] = torch.where(others >= 0, others * factor, others)
+        lowered = others * factor(pairwise_iou(places[row, column], places[row].squeeze(0)))
+        left[row] = torch.where(others >= 0, lowered, others)
         left[row, column] = _TAKEN
-    if not taken:
-        return labels.new_zeros(0), scores.float()
-    index, value = torch.cat(taken), torch.cat(values)
-    alive = value >= prune
-    return index[alive], value[alive]
+    return torch.cat(taken), torch.cat(values)
 
 
 def _by_label(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
