@@ -29,8 +29,8 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SIDEWAYS = {("nn", "config")}
 
 DELETABLE = ("training", "hub", "detection", "action")
-# Rooms that may need a deleted folder at import: those above it which exist to run it.
-MAY_NEED = {"training": {"cli", "demo"}, "hub": {"cli"}, "detection": {"cli"}, "action": {"cli"}}
+# Rooms and modules that may need a deleted folder at import: those above it which exist to run it.
+MAY_NEED = {"training": {"cli", "demo"}, "hub": {"cli"}, "detection": {"cli", "detection", "detectors"}, "action": {"cli"}}
 
 # What a module may import when it is imported: the rest is imported by the function that needs it.
 PLAIN = {"torch", "torchvision", "safetensors", "numpy", "yaml", "PIL", "av", "openmvit"} | sys.stdlib_module_names
@@ -245,7 +245,7 @@ failed = []
 for path in sorted((root / "openmvit").rglob("*.py")):
     parts = path.relative_to(root).with_suffix("").parts
     name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-    if parts[-1] == "__main__" or (len(parts) > 1 and parts[1].removesuffix(".py") in {skipped!r}):
+    if parts[-1] == "__main__" or {skipped!r} & set(parts[1:]):
         continue
     try:
         importlib.import_module(name)

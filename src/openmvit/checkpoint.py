@@ -6,10 +6,10 @@ import errno
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,9 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openmvit.config import MViTConfig, Size
+from openmvit.convert.pickles import as_tensors, read_array_pickle
 from openmvit.errors import UserError
 from openmvit.model import MViT
 from openmvit.nn.position import resize_grid, resize_table
+
+_M = TypeVar("_M", bound=nn.Module)
 
 HEADER = "openmvit"
 FORMAT = 1
@@ -101,11 +104,13 @@ def read(target: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     # A safetensors file starts with the length of its JSON header; all the others are pickles or zip archives.
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         return _read_safetensors(path)
-    content = read_pickle(path)
+    arrays = path.suffix == ".pkl"
+    content = read_array_pickle(path) if arrays else read_pickle(path)
     for key in _WRAPPER_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
+    content = as_tensors(content) if arrays else content
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()) or not content:
         raise UserError(f"The file {path} holds no state dict", "Give a file that holds the weights of a network")
     return content, None
@@ -145,10 +150,19 @@ def read_pickle(path: Path) -> Any:
 
 
 def read_model(target: str | Path) -> tuple[MViT, dict[str, Any]]:
-    """The network of one of our files or run folders, in eval mode, with its card.
+    """The classifier of one of our files or run folders, in eval mode, with its card.
 
     Raises:
         UserError: if the file is not ours, or its architecture does not fit its tensors.
+    """
+    return read_into(target, lambda card: MViT(MViTConfig.from_dict(card["architecture"])))
+
+
+def read_into(target: str | Path, build: Callable[[dict[str, Any]], _M]) -> tuple[_M, dict[str, Any]]:
+    """The network that `build` makes of a file's card, with the file's tensors, in eval mode, and the card.
+
+    Raises:
+        UserError: if the file is not ours, or its tensors are not those of the network.
     """
     state, card = read(target)
     if card is None:
@@ -156,7 +170,7 @@ def read_model(target: str | Path) -> tuple[MViT, dict[str, Any]]:
             f"{target} does not say which network it holds", "Name the model too: --model NAME --weights FILE"
         )
     with torch.device("meta"):
-        model = MViT(MViTConfig.from_dict(card["architecture"]))
+        model = build(card)
     expected = model.state_dict()
     wrong = [k for k in expected.keys() | state.keys() if k not in state or k not in expected]
     wrong += [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
@@ -169,12 +183,13 @@ def read_model(target: str | Path) -> tuple[MViT, dict[str, Any]]:
 
 
 def load_weights(
-    model: MViT,
+    model: nn.Module,
     state: Mapping[str, Tensor],
     source: MViTConfig,
     *,
     strict: bool = True,
     may_start_fresh: tuple[str, ...] = (),
+    heads: tuple[str, ...] = ("head.",),
 ) -> LoadReport:
     """Put native weights into a network, adapting what can be adapted; the report stays at `model.load_report`.
 
@@ -182,16 +197,19 @@ def load_weights(
     fresh values.
 
     Args:
-        source: configuration that `state` was made for.
+        model: an `MViT` or a detector.
+        source: configuration of the trunk that `state` was made for.
         strict: a mismatch anywhere else is an error; otherwise it is reported.
         may_start_fresh: ends of keys that may keep their initial values all the same.
+        heads: beginnings of the keys whose shape goes by the classes.
     Raises:
         UserError: naming the first keys that do not fit.
     """
     own = model.state_dict()
-    report = _merge(own, state, source, model.config)
+    trunk = next(module for module in model.modules() if isinstance(module, MViT))
+    report = _merge(own, state, source, trunk.config)
     stray = [k for k in report.reinitialised if not k.endswith(may_start_fresh)] + report.ignored
-    stray = [k for k in stray if not k.startswith("head.")]
+    stray = [k for k in stray if not k.startswith(heads)]
     if strict and stray:
         raise UserError(
             f"{len(stray)} tensors do not fit this network, such as {', '.join(sorted(stray)[:3])}",
@@ -230,7 +248,11 @@ def _adapt(
         return resize_table(value, target.shape[0])
     if leaf.startswith("pos_embed") and value.shape[-1] == target.shape[-1]:
         return _adapt_position(leaf, value, source, config)
-    if key == "patch_embed.proj.weight" and value.shape[0] == target.shape[0] and value.shape[2:] == target.shape[2:]:
+    if (
+        key.endswith("patch_embed.proj.weight")
+        and value.shape[0] == target.shape[0]
+        and value.shape[2:] == target.shape[2:]
+    ):
         return _adapt_channels(value, target.shape[1])
     return None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from openmvit.architectures import ARCHITECTURES, model_config
+from openmvit.architectures import ARCHITECTURES, DETECTORS, model_config
 from openmvit.config import BlockConfig, MViTConfig, Size
 from openmvit.errors import UserError
 from openmvit.model import MViT
@@ -27,9 +27,35 @@ def describe(target: str | Path) -> dict[str, Any]:
     name, _, tag = str(target).partition(".")
     if name in ARCHITECTURES and not tag and not Path(target).exists():
         return {"name": name, **describe_config(model_config(name))}
+    if name in DETECTORS and not tag and not Path(target).exists():
+        return {"name": name, **describe_detector(DETECTORS[name])}
     model, card = load_model(target)
     kept = {key: value for key, value in card.items() if key not in ("architecture", "recipe")}
-    return {"name": card.get("model", str(target)), **describe_config(model.config), "card": kept}
+    detector = not isinstance(model, MViT)
+    about = describe_detector(card["architecture"]) if detector else describe_config(model.config)
+    return {"name": card.get("model", str(target)), **about, "card": kept}
+
+
+def describe_detector(fields: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a detector's parts, and the blocks of its backbone, as plain data; no weight is allocated.
+
+    Args:
+        fields: of DetectorConfig.
+    """
+    from openmvit.detection.config import DetectorConfig
+    from openmvit.detection.detector import Detector
+
+    config = DetectorConfig.from_dict(fields)
+    with torch.device("meta"):
+        detector = Detector(config)
+    parts = {name: _count(part) for name, part in detector.named_children()}
+    return {
+        **describe_config(config.backbone.replace(num_classes=0)),
+        "parameters": _count(detector),
+        "parts": parts,
+        "head": {"classes": config.num_classes, "parameters": parts["rpn"] + parts["roi_heads"]},
+        "config": config.to_dict(),
+    }
 
 
 def describe_config(config: MViTConfig) -> dict[str, Any]:
@@ -64,6 +90,7 @@ def _block_row(block: BlockConfig) -> dict[str, Any]:
         "stride_kv": list(block.stride_kv),
         "kernel_q": list(block.kernel_q),
         "kernel_kv": list(block.kernel_kv),
+        "window": list(block.window),
         "tables": list(block.table_lengths),
     }
 
@@ -74,21 +101,33 @@ def _count(module: torch.nn.Module) -> int:
 
 def info_text(found: dict[str, Any]) -> str:
     """`describe` as text: a table of blocks, then totals."""
-    config = found["config"]
+    config = found["config"].get("backbone", found["config"])
     heads = ("block", "stage", "grid", "width", "heads", "stride q", "stride kv", "kernel q", "kernel kv", "tables")
-    rows: list[tuple[str, ...]] = [(*heads, "parameters")]
+    windows = any(block["window"] for block in found["blocks"])
+    rows: list[tuple[str, ...]] = [(*heads, *["window"] * windows, "parameters")]
     size, stem = _by(config["input_size"]), found["stem"]
     rows.append(
-        ("stem", "", f"{size} > {_by(stem['grid'])}", str(config["embed_dim"]), *[""] * 6, f"{stem['parameters']:,}")
+        (
+            "stem",
+            "",
+            f"{size} > {_by(stem['grid'])}",
+            str(config["embed_dim"]),
+            *[""] * (6 + windows),
+            f"{stem['parameters']:,}",
+        )
     )
     for b in found["blocks"]:
         grid = _by(b["grid"]) if b["grid"] == b["grid_out"] else f"{_by(b['grid'])} > {_by(b['grid_out'])}"
         widths = list(dict.fromkeys((b["dim"], b["dim_attn"], b["dim_out"])))
         pools = [_by(b[key]) or "-" for key in ("stride_q", "stride_kv", "kernel_q", "kernel_kv")]
         cells = (str(b["index"]), str(b["stage"]), grid, " > ".join(map(str, widths)), str(b["heads"]))
-        rows.append((*cells, *pools, " ".join(map(str, b["tables"])) or "-", f"{b['parameters']:,}"))
-    head = found["head"]
-    rows.append(("head", "", "", f"{head['classes']} classes", *[""] * 6, f"{head['parameters']:,}"))
+        window = [_by(b["window"]) or "global"] * windows
+        rows.append((*cells, *pools, " ".join(map(str, b["tables"])) or "-", *window, f"{b['parameters']:,}"))
+    head, parts, empty = found["head"], found.get("parts", {}), [""] * (6 + windows)
+    if parts:
+        norms = parts["backbone"] - stem["parameters"] - sum(b["parameters"] for b in found["blocks"])
+        rows += [(name, *[""] * 3, *empty, f"{n:,}") for name, n in (("norms", norms), ("neck", parts["neck"]))]
+    rows.append(("head", "", "", f"{head['classes']} classes", *empty, f"{head['parameters']:,}"))
     total = f"{found['name']}: {found['parameters']:,} parameters in {len(found['blocks'])} blocks, input {size}"
     return "\n".join([*table(rows), *_card_lines(found.get("card", {})), total])
 
@@ -135,20 +174,29 @@ def models_table(pattern: str = "*") -> list[dict[str, Any]]:
         raise UserError(f"No model matches {pattern!r}", "See openmvit models; patterns are written like 'mvitv2_*'")
     rows: list[dict[str, Any]] = []
     for name in names:
-        config = model_config(name)
-        with torch.device("meta"):
-            parameters = _count(MViT(config))
         weights = [asdict(card) for card in cards() if card.model == name]
-        row = {"name": name, "parameters": parameters, "input_size": list(config.input_size), "weights": weights}
-        rows.append(row | {"num_classes": config.num_classes})
+        rows.append({"name": name, **_outline(name), "weights": weights})
     return rows
+
+
+def _outline(name: str) -> dict[str, Any]:
+    """Parameters, nominal input and classes; a detector takes any size."""
+    if name in DETECTORS:
+        about = describe_detector(DETECTORS[name])
+        side = about["config"]["square_pad"]
+        size = [side, side] if side else []
+        return {"parameters": about["parameters"], "input_size": size, "num_classes": about["config"]["num_classes"]}
+    config = model_config(name)
+    with torch.device("meta"):
+        parameters = _count(MViT(config))
+    return {"parameters": parameters, "input_size": list(config.input_size), "num_classes": config.num_classes}
 
 
 def models_text(rows: list[dict[str, Any]]) -> str:
     """`models_table` as text: one line per released file; an architecture without any has a line of its own."""
     lines: list[tuple[str, ...]] = [("model", "parameters", "input", "weights", "classes", "published", "licence")]
     for row in rows:
-        start = (row["name"], f"{row['parameters'] / 1e6:.1f} M", _by(row["input_size"]))
+        start = (row["name"], f"{row['parameters'] / 1e6:.1f} M", _by(row["input_size"]) or "any")
         for card in row["weights"] or [None]:
             if card is None:
                 lines.append((*start, "none released", str(row["num_classes"]), "", ""))

@@ -20,7 +20,7 @@ def make_batch(
 
     Args:
         images: RGB, uint8 or float 0..255, `[3, h, w]` each.
-        mean, std: of the channels, `[3, 1, 1]`; their device is the batch's.
+        mean, std: of the channels, `[3]`; their device is the batch's.
         divisor: the batch's sides are multiples of it.
         square: smallest side of the batch, before that; 0 takes the largest picture's.
     Returns:
@@ -37,6 +37,7 @@ def make_batch(
             f"Resize pictures to a long side of {square} first",
         )
     height, width = (-(-n // divisor) * divisor for n in (height, width))
+    mean, std = mean.view(3, 1, 1), std.view(3, 1, 1)
     parts = [(x.to(mean.device, torch.float32) - mean) / std for x in images]
     return torch.stack([F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])) for x in parts]), sizes
 

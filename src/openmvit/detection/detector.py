@@ -32,9 +32,6 @@ class Detector(nn.Module):
     Source: He et al., 2017; Cai and Vasconcelos, 2018; MViTv2 (Li et al., 2022), section 5.2.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
@@ -44,12 +41,12 @@ class Detector(nn.Module):
         self.neck = make_neck(self.backbone.channels, config)
         self.rpn = RegionProposals(config)
         self.roi_heads = RoiHeads(config)
-        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
     def features(self, images: Sequence[Tensor]) -> tuple[list[Tensor], list[ImageSize]]:
         """Maps of the neck, `[B, C, h, w]` finest first, and the size of every picture without padding."""
-        batch, sizes = make_batch(images, self.mean, self.std, self.config.divisor, self.config.square_pad)
+        device = next(self.parameters()).device
+        mean, std = (torch.tensor(values, device=device) for values in (self.config.mean, self.config.std))
+        batch, sizes = make_batch(images, mean, std, self.config.divisor, self.config.square_pad)
         return self.neck(self.backbone(batch)), sizes
 
     @overload

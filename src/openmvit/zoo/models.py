@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from openmvit.architectures import ARCHITECTURES, list_models, model_config
-from openmvit.checkpoint import find, load_weights, read_model, save
+from openmvit.architectures import ARCHITECTURES, DETECTORS, model_config
+from openmvit.checkpoint import find, load_weights, read, read_model, save
 from openmvit.convert.inflation import Inflation, inflate
 from openmvit.errors import UserError, did_you_mean
 from openmvit.model import FeatureMaps, MViT
 from openmvit.weights import Weights, cards, fetch, find_card, read_weights
 
-__all__ = ["convert_file", "create_model", "list_models", "load_model", "load_pretrained"]
+if TYPE_CHECKING:
+    from openmvit.detection.detector import Detector
 
 
 @overload
@@ -47,8 +48,8 @@ def create_model(
     inflation: Inflation = "centre",
     strict: bool = True,
     **changes: Any,
-) -> MViT | FeatureMaps:
-    """Build a network by name.
+) -> MViT | FeatureMaps | Detector:
+    """Build a network by name: an `MViT`, its `FeatureMaps`, or a `Detector` for a detector's name.
 
     Args:
         name: architecture, or `architecture.tag`, which implies `pretrained=tag`.
@@ -59,11 +60,18 @@ def create_model(
         inflation: how image filters become clip filters: `centre` (the paper) or `copy` (the public code).
         strict: weights that do not fit, beyond the classifier, are an error; False reports them and goes on.
         changes: `num_classes`, `img_size`, `num_frames`, `in_chans`, `drop_path_rate`, `drop_rate` or any field of
-            MViTConfig. Loaded weights are adapted to them; the report on stderr and at `model.load_report` says how.
+            MViTConfig; for a detector any field of DetectorConfig too. Loaded weights are adapted to them; the report
+            on stderr and at `model.load_report` says how.
     Raises:
         UserError: if a name or field is unknown, the weights cannot be had, or they do not fit.
     """
     name, _, tag = name.partition(".")
+    if name in DETECTORS:
+        from openmvit.zoo.detectors import create_detector
+
+        if features_only:
+            raise UserError(f"features_only is given and {name} is a detector", "Its maps are model.backbone(images)")
+        return create_detector(name, tag or pretrained, strict=strict, **changes)
     config = model_config(name, **changes)
     model = MViT(config)
     if tag or pretrained is not False:
@@ -104,7 +112,7 @@ def load_pretrained(
     print(f"Weights {label}: {report}", file=sys.stderr)
 
 
-def load_model(target: str | Path) -> tuple[MViT, dict[str, Any]]:
+def load_model(target: str | Path) -> tuple[MViT | Detector, dict[str, Any]]:
     """The network that a run folder, a file or a model name with released weights means, in eval mode, and its card.
 
     A file of another project is read too, when its tensors are those of a network here.
@@ -114,15 +122,22 @@ def load_model(target: str | Path) -> tuple[MViT, dict[str, Any]]:
     """
     text = str(target)
     base, _, tag = text.partition(".")
-    if base in ARCHITECTURES and not Path(target).exists():
-        card = find_card(base, tag or None)
-        path = fetch(card)
-        return _from_foreign(read_weights(path, base), path)
-    if not Path(target).exists() and "/" not in text and "." not in text:
-        raise UserError(f"{text} is no model, run folder or file", did_you_mean(text, ARCHITECTURES))
-    path = find(target)
-    found = read_weights(path)
-    return read_model(path) if found.card is not None else _from_foreign(found, path)
+    released = base in (*ARCHITECTURES, *DETECTORS) and not Path(target).exists()
+    if not released and not Path(target).exists() and "/" not in text and "." not in text:
+        raise UserError(f"{text} is no model, run folder or file", did_you_mean(text, [*ARCHITECTURES, *DETECTORS]))
+    path = fetch(find_card(base, tag or None)) if released else find(target)
+    state, card = read(path)
+    if _holds_detector(state, card):
+        from openmvit.zoo.detectors import read_detector
+
+        return read_detector(path)
+    if card is not None:
+        return read_model(path)
+    return _from_foreign(read_weights(path, base if released else None), path)
+
+
+def _holds_detector(state: Mapping[str, Any], card: Mapping[str, Any] | None) -> bool:
+    return card.get("task") == "detection" if card is not None else any(key.startswith("roi_heads.") for key in state)
 
 
 def _from_foreign(found: Weights, path: Path) -> tuple[MViT, dict[str, Any]]:
@@ -162,8 +177,7 @@ def convert_file(file: str | Path, to: str | Path | None = None, model: str | No
         )
     if target.exists():
         raise UserError(f"{target} exists", "Give another file with --to")
-    found = read_weights(path, model)
-    network, card = read_model(path) if found.card is not None else _from_foreign(found, path)
+    network, card = load_model(path) if model is None else _from_foreign(read_weights(path, model), path)
     save(target, network.state_dict(), card)
     parameters = sum(p.numel() for p in network.parameters())
     classes = network.config.num_classes
