@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def make_truth(rng, images):
 
 
 def make_detections(rng, truth):
-    """image id -> boxes, scores, labels, masks: objects moved, relabelled, doubled and invented; some images have none."""
+    """image id -> boxes, scores, labels, masks: objects moved, relabelled, doubled, invented; in some images none."""
     found = {}
     for image in truth["images"]:
         size, boxes, labels = (image["height"], image["width"]), [], []
@@ -175,7 +176,7 @@ def test_processes_together_give_the_scores_of_one(data):
     truth, found = data
     whole = score(truth, found)
     parts = [score(truth, dict(list(found.items())[start : start + 60])) for start in (60, 0, 50)]  # some images twice
-    parts[0].merge([part.state() for part in parts])
+    parts[0].merge(pickle.loads(pickle.dumps([part.state() for part in parts])))
     assert list(parts[0].rows()) == list(whole.rows())
     first, second = parts[0].result(), whole.result()
     assert (first.box, first.mask) == (second.box, second.mask)
