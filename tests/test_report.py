@@ -41,7 +41,7 @@ def test_confusion_shows_the_diagonal(tmp_path: Path, classes: int) -> None:
 
 
 def curves(levels: list[float]) -> np.ndarray:
-    """Precision `[10, 101, K]` that falls with recall and IoU from a level; a negative one is a class without objects."""
+    """Precision `[10, 101, K]` that falls with recall and IoU from a level; negative for a class without objects."""
     fall = np.linspace(1, 0, 101)[None, :, None] * np.linspace(1, 0.1, 10)[:, None, None]
     return np.where(np.array(levels) < 0, -1.0, fall * np.array(levels))
 
