@@ -11,27 +11,33 @@ from openmvit.errors import UserError
 def check(given: Arguments) -> int:
     """Print what is in a data set; 1 if it has faults."""
     from openmvit.data.check import check_images
+    from openmvit.data.check_detection import check_detection
     from openmvit.data.check_videos import check_videos
+    from openmvit.data.detection_layouts import holds_detection
     from openmvit.training.inputs import infer_task
     from openmvit.training.recipe import Recipe
 
     options = given.options()
     as_json, task = options.pop("json"), options.pop("task")
     root = given.positional["dir"]
-    task = infer_task(Recipe(task=task, data=root))
-    report = (check_videos if task == "video" else check_images)(root, **options)
+    if task == "auto":
+        task = "detection" if holds_detection(root) else infer_task(Recipe(data=root))
+    checks = {"image": check_images, "video": check_videos, "detection": check_detection}
+    report = checks[task](root, **options)
     if as_json:
         print(json.dumps(report.as_dict(), indent=1))
     else:
-        counts = f"unreadable={len(report.unreadable)} duplicates={len(report.duplicates)}"
-        print("\n".join([*report.lines(), f"data check {report.kind}s={sum(report.files.values())} {counts}"]))
+        print("\n".join([*report.lines(), report.last_line()]))
     return 0 if report.clean else 1
 
 
 def bench(given: Arguments) -> int:
     """Print how fast clips are read, and whether a network waits for them."""
     from openmvit.bottleneck import bench_data
+    from openmvit.data.detection_layouts import holds_detection
 
+    if holds_detection(given.positional["dir"]):
+        raise UserError(f"{given.positional['dir']} holds annotated pictures", "data bench measures videos only")
     o = given.options()
     found = bench_data(
         given.positional["dir"],

@@ -105,7 +105,7 @@ class JsonOption:
 class CheckOptions:
     """Options of data check."""
 
-    task: Literal["auto", "image", "video"] = "auto"
+    task: Literal["auto", "image", "video", "detection"] = "auto"
     """What the data are for; `auto` reads it off the files."""
     val_fraction: float = 0.1
     """Share of each class held out when the data has no validation split."""

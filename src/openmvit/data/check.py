@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import count, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -91,21 +91,30 @@ class CheckReport:
                 small, middle, large = (f"{value:.4g}" for value in self.sizes[name])
                 text.append(f"{name}: smallest {small}, median {middle}, largest {large}")
         text.append(f"unreadable: {len(self.unreadable)}")
-        text += _cut([f"  {path}: {reason}" for _, path, reason in self.unreadable])
+        text += cut([f"  {path}: {reason}" for _, path, reason in self.unreadable])
         text.append(f"same file in more than one split: {len(self.duplicates)}")
-        text += _cut(["  " + " = ".join(path for _, path in group) for group in self.duplicates])
+        text += cut(["  " + " = ".join(path for _, path in group) for group in self.duplicates])
         return text
+
+    def last_line(self) -> str:
+        """The numbers that decide, for a script."""
+        counts = f"unreadable={len(self.unreadable)} duplicates={len(self.duplicates)}"
+        return f"data check {self.kind}s={sum(self.files.values())} {counts}"
 
     def _class_lines(self) -> list[str]:
         """Table of samples per class and split, the balance beneath it."""
-        width = max(len("class"), *(len(name) for name in self.classes))
-        rows = [f"  {'class':<{width}}" + "".join(f"{split:>9}" for split in self.counts)]
-        for i, name in enumerate(self.classes):
-            rows.append(f"  {name:<{width}}" + "".join(f"{counts[i]:>9}" for counts in self.counts.values()))
-        head, more = rows[: 1 + 2 * _SHOWN], len(rows) - 1 - 2 * _SHOWN
-        if more > 0:
-            head.append(f"  ... and {more} more classes")
-        return [*head, f"balance: the largest training class has {self.imbalance():.1f} x the smallest"]
+        balance = f"balance: the largest training class has {self.imbalance():.1f} x the smallest"
+        return [*class_table(self.classes, self.counts), balance]
+
+
+def class_table(classes: tuple[str, ...], counts: dict[str, list[int]]) -> list[str]:
+    """Samples per class and split as text, cut after twenty classes."""
+    width = max(len("class"), *(len(name) for name in classes))
+    rows = [f"  {'class':<{width}}" + "".join(f"{split:>9}" for split in counts)]
+    for i, name in enumerate(classes):
+        rows.append(f"  {name:<{width}}" + "".join(f"{numbers[i]:>9}" for numbers in counts.values()))
+    head, more = rows[: 1 + 2 * _SHOWN], len(rows) - 1 - 2 * _SHOWN
+    return [*head, f"  ... and {more} more classes"] if more > 0 else head
 
 
 def check_images(root: str | Path, *, seed: int = 0, val_fraction: float = 0.1, workers: int = 1) -> CheckReport:
@@ -119,7 +128,7 @@ def check_images(root: str | Path, *, seed: int = 0, val_fraction: float = 0.1, 
         UserError: if the data cannot be opened at all.
     """
     data = open_images(root, seed=seed, val_fraction=val_fraction)
-    return examine_data(data, _examine, ("width", "height"), workers, "image")
+    return examine_data(data, examine_image, ("width", "height"), workers, "image")
 
 
 def examine_data(
@@ -137,7 +146,7 @@ def examine_data(
     unreadable: list[tuple[str, str, str]] = []
     seen: dict[bytes, dict[tuple[str, str], None]] = {}
     found: list[tuple[float, ...]] = []
-    for split, path, (digest, values, reason) in _examine_all(data, examine, workers):
+    for split, _, path, (digest, values, reason) in examine_all(data.splits, examine, workers):
         if digest:
             seen.setdefault(digest, {})[split, path] = None
         if values is None:
@@ -151,29 +160,39 @@ def examine_data(
         counts={split: table.class_counts(len(data.classes)).tolist() for split, table in data.splits.items()},
         files={split: len(table) for split, table in data.splits.items()},
         unreadable=unreadable,
-        duplicates=[list(group) for group in seen.values() if len({split for split, _ in group}) > 1],
-        sizes=_summary(found, facts),
+        duplicates=across_splits(seen),
+        sizes=summary(found, facts),
         notes=data.notes,
         kind=kind,
     )
 
 
-def _examine_all(
-    data: LabelledData, examine: Callable[[str], Finding], workers: int
-) -> Iterator[tuple[str, str, Finding]]:
-    """Split, path and finding of every file, in order."""
-    for split, table in data.splits.items():
+class Files(Protocol):
+    """Any table of files."""
+
+    def __len__(self) -> int: ...
+
+    def path(self, index: int) -> Path:
+        """Where file `index` lies."""
+        ...
+
+
+def examine_all(
+    splits: Mapping[str, Files], examine: Callable[[str], Finding], workers: int
+) -> Iterator[tuple[str, int, str, Finding]]:
+    """Split, index, path and finding of every file, in order."""
+    for split, table in splits.items():
         paths = (str(table.path(i)) for i in range(len(table)))
         if workers < 2:
-            yield from ((split, path, examine(path)) for path in paths)
+            yield from ((split, i, path, examine(path)) for i, path in enumerate(paths))
             continue
         # A forked process that used several torch threads before would wait for them for ever.
         with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             known = list(paths)
-            yield from zip(repeat(split), known, pool.map(examine, known, chunksize=16), strict=False)
+            yield from zip(repeat(split), count(), known, pool.map(examine, known, chunksize=16), strict=False)
 
 
-def _examine(path: str) -> Finding:
+def examine_image(path: str) -> Finding:
     """Hash of the bytes (empty if there are none), width and height or None, and why it cannot be decoded."""
     try:
         content = Path(path).read_bytes()
@@ -188,17 +207,23 @@ def _examine(path: str) -> Finding:
         return digest, None, error.reason
 
 
-def _summary(found: list[tuple[float, ...]], facts: tuple[str, ...]) -> dict[str, list[float]]:
+def across_splits(seen: dict[bytes, dict[tuple[str, str], None]]) -> list[list[tuple[str, str]]]:
+    """Groups of (split, path) with equal bytes that touch more than one split."""
+    return [list(group) for group in seen.values() if len({split for split, _ in group}) > 1]
+
+
+def summary(found: list[tuple[float, ...]], facts: tuple[str, ...]) -> dict[str, list[float]]:
     """Smallest, median and largest of each fact; pixels as whole numbers."""
     if not found:
         return {}
-    summary: dict[str, list[float]] = {}
+    ranges: dict[str, list[float]] = {}
     for name, values in zip(facts, np.array(found, dtype=float).T, strict=True):
         numbers = [float(values.min()), float(np.median(values)), float(values.max())]
-        summary[name] = [int(number) for number in numbers] if name in ("width", "height") else numbers
-    return summary
+        ranges[name] = [int(number) for number in numbers] if name in ("width", "height") else numbers
+    return ranges
 
 
-def _cut(rows: list[str]) -> list[str]:
-    """The first ten rows and how many follow."""
-    return rows[:_SHOWN] + ([f"  ... and {len(rows) - _SHOWN} more"] if len(rows) > _SHOWN else [])
+def cut(rows: list[str], total: int | None = None) -> list[str]:
+    """The first ten rows and how many follow, of `total` where that is more than there are rows."""
+    more = (total or len(rows)) - _SHOWN
+    return rows[:_SHOWN] + ([f"  ... and {more} more"] if more > 0 else [])

@@ -12,6 +12,11 @@ _TOLERANCE = 1.0
 """Pixels by which a box may leave its picture without a word: annotation tools round."""
 _ROUNDING = 1e-6
 
+UNREADABLE = "unreadable picture"
+"""Kind of a picture without a readable head; every other kind is spelt where it is found."""
+OUTSIDE = ("box outside the picture", "box partly outside the picture")
+"""Kinds of boxes that leave their picture, wholly and partly."""
+
 Box = tuple[float, float, float, float]
 
 
@@ -39,6 +44,9 @@ class FaultLog:
         self.faults: list[Fault] = []
         self.counts: Counter[str] = Counter()
 
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
     def __len__(self) -> int:
         return self.counts.total()
 
@@ -48,9 +56,10 @@ class FaultLog:
         if self.counts[kind] <= _KEPT:
             self.faults.append(Fault(kind, split, where, what))
 
-    def summary(self) -> str:
-        """How many of each kind, in one line."""
-        return ", ".join(f"{count} x {kind}" for kind, count in self.counts.items())
+    def note(self) -> str:
+        """How many of each kind, in one line, and where they are named."""
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in self.counts.items())
+        return f"faults in the annotations, left out or corrected: {kinds}; openmvit data check names them"
 
 
 def fit_box(box: Box, size: tuple[int, int]) -> tuple[Box | None, str, str]:
@@ -72,8 +81,8 @@ def fit_box(box: Box, size: tuple[int, int]) -> tuple[Box | None, str, str]:
     inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
     corners = f"({x0:g}, {y0:g}) to ({x1:g}, {y1:g}), picture {width} x {height}"
     if inside[2] - inside[0] <= _ROUNDING or inside[3] - inside[1] <= _ROUNDING:
-        return None, "box outside the picture", f"{corners}, left out"
+        return None, OUTSIDE[0], f"{corners}, left out"
     beyond = max(-x0, -y0, x1 - width, y1 - height)
     if beyond > _TOLERANCE:
-        return inside, "box partly outside the picture", f"{corners}, clipped"
+        return inside, OUTSIDE[1], f"{corners}, clipped"
     return inside, "", ""

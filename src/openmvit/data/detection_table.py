@@ -284,7 +284,7 @@ class TableBuilder:
             self._runs += segments
         else:
             for polygon in segments or ():
-                self._points.extend(polygon)
+                self._points.frombytes(np.asarray(polygon, np.float64).tobytes())
                 self._point_ends.append(len(self._points))
         self._owners.append(len(self._point_ends) - 1)
         self._run_ends.append(len(self._runs))
