@@ -18,6 +18,7 @@ from openmvit.data.detection_samples import (
 )
 from openmvit.data.detection_table import TableBuilder
 from openmvit.data.detection_transforms import DetectionAugmentation, Pipeline, training_pipeline
+from openmvit.data.samples import FileReadError
 from openmvit.errors import UserError
 
 ORIENTATION = 0x0112
@@ -122,6 +123,22 @@ def test_annotations_hold_for_the_upright_picture(tmp_path, orientation):
     corner = {1: (0, 0), 2: (-1, 0), 3: (-1, -1), 4: (0, -1), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
     x, y = corner[orientation]
     assert scene.image.getpixel((0, 0)) == stored.getpixel((x % 120, y % 80))
+
+
+def test_sizes_written_down_as_stored_are_those_of_the_turned_picture(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    builder = TableBuilder(tmp_path, ("a",), (1,))
+    for name, segments in (("polygons.png", [LEAF]), ("bitmap.png", runs(80, 120, 3, 4))):
+        photo(1).save(tmp_path / name, exif=exif)
+        builder.image(name, 1, (80, 120))
+        builder.instance((30, 20, 70, 50), 0, given=(30, 20, 40, 30), area=1200, segments=segments)
+    table = builder.build()
+    scene = read_scene(table, 0)
+    assert scene.image.size == (80, 120)
+    assert scene.boxes.tolist() == [[30, 20, 70, 50]]
+    with pytest.raises(FileReadError, match=r"bitmap\.png: the picture is turned"):
+        read_scene(table, 1)
 
 
 def test_another_picture_stands_in_for_a_bad_file(table, tmp_path):

@@ -152,19 +152,23 @@ def read_scene(table: DetectionTable, index: int) -> Scene:
     """Picture `index`, upright, with its instances that are no crowds.
 
     Raises:
-        FileReadError: the file is unreadable, or not of the size that its annotations name.
+        FileReadError: the file is unreadable, or not of the size that its annotations name; height and width may only
+            be exchanged where no mask is a bitmap.
     """
     image, found = _read_picture(table, index), table.annotations(index)
     kept = np.flatnonzero(~found.crowd)
     segments = [_decoded(found.segments[i]) for i in kept]
+    if any(isinstance(part, np.ndarray) and part.shape != (image.height, image.width) for part in segments):
+        raise FileReadError(table.path(index), "the picture is turned by its EXIF entry, and its masks are not")
     return Scene(image, found.boxes[kept], found.labels[kept].astype(np.int64), segments)
 
 
 def _read_picture(table: DetectionTable, index: int) -> Image.Image:
     path, (height, width) = table.path(index), table.size(index)
     image = read_image(path)
-    if image.size != (width, height):
-        found = f"{image.width}x{image.height} upright"
+    # Tools that show a picture upright and write down its size as stored exchange the two; their boxes are upright.
+    if image.size not in ((width, height), (height, width)):
+        found = f"{image.width}x{image.height}"
         raise FileReadError(path, f"the picture is {found}, and its annotations are for {width}x{height}")
     return image
 
