@@ -13,15 +13,13 @@ def check(given: Arguments) -> int:
     from openmvit.data.check import check_images
     from openmvit.data.check_detection import check_detection
     from openmvit.data.check_videos import check_videos
-    from openmvit.data.detection_layouts import holds_detection
     from openmvit.training.inputs import infer_task
     from openmvit.training.recipe import Recipe
 
     options = given.options()
     as_json, task = options.pop("json"), options.pop("task")
     root = given.positional["dir"]
-    if task == "auto":
-        task = "detection" if holds_detection(root) else infer_task(Recipe(data=root))
+    task = infer_task(Recipe(task=task, data=root))
     checks = {"image": check_images, "video": check_videos, "detection": check_detection}
     report = checks[task](root, **options)
     if as_json:

@@ -206,7 +206,8 @@ class CocoReader:
                 self._fault("picture without a number or name", f"image {place} of {self.file.name}", "left out")
             elif number in found:
                 first, second = picture_name(found[number]), picture_name(entry)
-                self._fault("duplicate image id", f"image {number} ({second})", f"its number is that of {first}")
+                what = f"its number is that of {first}, left out"
+                self._fault("duplicate image id", f"image {number} ({second})", what)
             else:
                 found[number] = entry
         return found
