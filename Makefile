@@ -1,4 +1,4 @@
-# make demo | demo-video | test | test-lowest | check | format | parity | bench
+# make demo | demo-video | test | test-lowest | check | format | parity | parity-detection | bench
 # uv is used when it is installed, plain pip otherwise. PYTHON=python3.12 chooses the interpreter.
 
 VENV ?= .venv
@@ -20,7 +20,7 @@ endif
 TORCH := 'torch!=2.13.0'
 TORCH_LOWEST := 'torch==2.11.*' 'torchvision==0.26.*'
 
-.PHONY: demo demo-video test test-slow test-lowest check format parity bench
+.PHONY: demo demo-video test test-slow test-lowest check format parity parity-detection bench
 
 demo: $(VENV)/.stamp-package
 	$(BIN)/openmvit demo image
@@ -49,6 +49,9 @@ format: $(VENV)/.stamp-test
 
 parity: $(VENV)/.stamp-test
 	$(BIN)/python tests/parity/report.py
+
+parity-detection: $(VENV)/.stamp-test
+	$(BIN)/python tests/parity/report_detection.py
 
 bench: $(VENV)/.stamp-test
 	$(BIN)/openmvit bench mvitv2_small --against timm --precision fp32

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from openmvit import UserError, create_model, list_models, weights
-from openmvit.architectures import ARCHITECTURES, model_config
+from openmvit.architectures import ARCHITECTURES, DETECTORS, model_config
 from openmvit.convert import from_native
 from openmvit.zoo import load_model
 
@@ -157,6 +157,10 @@ def test_a_misfit_can_be_asked_for(tmp_path, small):
 
 def test_cards_are_found_by_tag_and_short_tag():
     for card in weights.cards():
+        if card.model in DETECTORS:
+            assert card.url.endswith(".pkl")
+            assert card.preprocessing.keys() == {"short_side", "long_side"}
+            continue
         assert card.model in ARCHITECTURES
         assert card.url.endswith((".pyth", ".pth"))
         clip = {"num_frames", "stride", "sampling", "clips", "crops", "short_side", "stored_side"}
@@ -189,7 +193,7 @@ def test_clip_cards_are_the_published_ones():
     found = {}
     for card in weights.cards():
         p = card.preprocessing
-        if model_config(card.model).ndim == 3:
+        if card.model in ARCHITECTURES and model_config(card.model).ndim == 3:
             size, views = (p["num_frames"], p["imgsz"]), (p["clips"], p["crops"])
             assert model_config(card.model).input_size == (*size, p["imgsz"])
             assert p["stride"] == int(card.model.rpartition("x")[2])

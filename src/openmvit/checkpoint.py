@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openmvit.config import MViTConfig, Size
-from openmvit.convert.pickles import as_tensors, read_array_pickle
 from openmvit.errors import UserError
 from openmvit.model import MViT
 from openmvit.nn.position import resize_grid, resize_table
@@ -104,13 +103,11 @@ def read(target: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     # A safetensors file starts with the length of its JSON header; all the others are pickles or zip archives.
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         return _read_safetensors(path)
-    arrays = path.suffix == ".pkl"
-    content = read_array_pickle(path) if arrays else read_pickle(path)
+    content = read_pickle(path)
     for key in _WRAPPER_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    content = as_tensors(content) if arrays else content
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()) or not content:
         raise UserError(f"The file {path} holds no state dict", "Give a file that holds the weights of a network")
     return content, None
@@ -131,11 +128,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
 
 
 def read_pickle(path: Path) -> Any:
-    """Content of a `.pth`, `.pyth` or `.bin` file; only tensors and plain data are ever unpickled.
+    """Content of a `.pth`, `.pyth`, `.bin` or `.pkl` file; only tensors, arrays and plain data are ever unpickled.
 
     Raises:
         UserError: if the file is damaged or holds anything that would run code.
     """
+    if path.suffix == ".pkl":
+        from openmvit.convert.pickles import read_array_pickle
+
+        return read_array_pickle(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

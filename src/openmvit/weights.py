@@ -141,7 +141,7 @@ def read_weights(path: str | Path, name: str | None = None, config: MViTConfig |
 
 def _settings_in_file(path: str | Path) -> MViTConfig | None:
     """The authors' files carry their settings as YAML text under `cfg`."""
-    if str(path).endswith((".safetensors", ".pkl")):
+    if str(path).endswith(".safetensors"):
         return None
     content = read_pickle(Path(path))
     text = content.get("cfg") if isinstance(content, dict) else None

@@ -1,14 +1,12 @@
 """Sizes and pixels equal the released pipelines', their random draws in distribution; boxes and masks go along."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
-from safetensors.numpy import load_file
 
+from detection.golden_ops import operations
 from openmvit.data.detection_transforms import (
     DetectionAugmentation,
     FixedCrop,
@@ -32,14 +30,13 @@ from openmvit.data.scenes import (
 )
 from openmvit.errors import UserError
 
-OPS = Path(__file__).parents[1] / "golden" / "detection" / "ops.safetensors"
 PUBLISHED = DetectionAugmentation()
 LSJ = DetectionAugmentation("lsj")
 
 
 @pytest.fixture(scope="module")
 def ops():
-    return load_file(OPS)
+    return {f"resize.{key}": value.numpy() for key, value in operations("resize").items()}
 
 
 def generator(seed=0):

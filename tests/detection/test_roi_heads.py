@@ -49,10 +49,10 @@ def test_gradients_equal_differences_of_the_plain_loops(name):
     mask, start = losses.pop("loss_mask"), first_boxes(boxes, targets)
     exact, fixed = copy.deepcopy(heads).double(), None
     (mask if name == "mask features" else sum(losses.values())).backward()
-    place = exact.box_predictors[1].cls_score.weight.data if name == "predictor" else maps[1].detach().double()
-    grad = heads.box_predictors[1].cls_score.weight.grad if name == "predictor" else maps[1].grad
+    place = exact.box_predictors[1].cls_score.weight.data if name == "predictor" else maps[0].detach().double()
+    grad = heads.box_predictors[1].cls_score.weight.grad if name == "predictor" else maps[0].grad
     maps = [m.detach().double() for m in maps]
-    maps[1] = maps[1] if name == "predictor" else place
+    maps[0] = maps[0] if name == "predictor" else place
     _, fixed = loop_losses(exact, maps, start, targets)
     for at in grad.abs().flatten().topk(4).indices.tolist():
         values = []
@@ -64,6 +64,7 @@ def test_gradients_equal_differences_of_the_plain_loops(name):
                 values.append(sum(loop_losses(exact, maps, start, targets, fixed)[0].values()))
             place.view(-1)[at] -= step
         slope = (values[0] - values[1]) / 2e-6
+        assert abs(slope) > 1e-4
         assert grad.view(-1)[at].item() == pytest.approx(slope / 3 if name == "box features" else slope, rel=1e-3)
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from openmvit.errors import UserError
 
@@ -51,7 +49,7 @@ class _Reader(pickle.Unpickler):
 
 
 def read_array_pickle(path: Path) -> dict[str, Any]:
-    """Content of a pickle of arrays, tensors and plain data.
+    """Content of a pickle of arrays, tensors and plain data; arrays come as tensors.
 
     Raises:
         UserError: if the file is damaged, or names any class or function beyond those that rebuild arrays and
@@ -66,10 +64,17 @@ def read_array_pickle(path: Path) -> dict[str, Any]:
         raise UserError(f"Cannot read {path} ({type(error).__name__}: {error})", "The file is damaged") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no dictionary of weights", "Give a file of weights")
-    return content
+    return _tensors(content)
 
 
-def as_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The arrays and tensors of a mapping, as tensors of their own memory; anything else is left out."""
-    kept = {key: value for key, value in content.items() if isinstance(value, np.ndarray | Tensor)}
-    return {key: v.clone() if isinstance(v, Tensor) else torch.from_numpy(np.array(v)) for key, v in kept.items()}
+def _tensors(content: dict[str, Any]) -> dict[str, Any]:
+    """Arrays as tensors with memory of their own, at any depth of dictionaries."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            found[key] = _tensors(value)
+        elif isinstance(value, np.ndarray) and value.dtype != object:
+            found[key] = torch.from_numpy(np.array(value))
+        else:
+            found[key] = value
+    return found

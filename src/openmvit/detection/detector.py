@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, overload
+from typing import overload
 
 import torch
 from torch import Tensor, nn
 
 from openmvit.detection.batching import ImageSize, make_batch
 from openmvit.detection.config import DetectorConfig
-from openmvit.detection.detections import Detections
+from openmvit.detection.detections import Detections, Target
 from openmvit.detection.pyramid import make_neck
 from openmvit.detection.roi_heads import RoiHeads
 from openmvit.detection.rpn import RegionProposals
 from openmvit.errors import UserError
 from openmvit.model import FeatureMaps, MViT
-
-Target = dict[str, Any]
 
 
 class Detector(nn.Module):

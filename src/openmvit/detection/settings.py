@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openmvit.config import MViTConfig
@@ -91,7 +91,12 @@ def _backbone(settings: Mapping[str, Any]) -> MViTConfig:
         norm_eps=settings["layer_norm_eps"],
         pool_norm_eps=settings["layer_norm_eps"],
     )
-    for ours, theirs in zip(config.blocks(), settings["blocks"], strict=True):
+    _check_blocks(config, settings["blocks"])
+    return config
+
+
+def _check_blocks(config: MViTConfig, blocks: Sequence[Mapping[str, Any]]) -> None:
+    for ours, theirs in zip(config.blocks(), blocks, strict=True):
         made = {
             "dim_in": ours.dim,
             "dim_out": ours.dim_out,
@@ -107,7 +112,6 @@ def _backbone(settings: Mapping[str, Any]) -> MViTConfig:
                 f"Block {ours.index} has {wrong[0]} {theirs[wrong[0]]} where the released rules give {made[wrong[0]]}",
                 "Only networks that follow the released rules can be built",
             )
-    return config
 
 
 def _norm(name: str | None) -> Any:

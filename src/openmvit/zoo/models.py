@@ -146,7 +146,8 @@ def _from_foreign(found: Weights, path: Path) -> tuple[MViT, dict[str, Any]]:
     load_weights(model, found.state, found.config)
     own = [card for card in cards() if card.model == found.model]
     card = next((card for card in own if card.url.endswith(f"/{path.name}")), None)
-    like = [card, *own, *(c for c in cards() if model_config(c.model).ndim == found.config.ndim)]
+    same = (c for c in cards() if c.model in ARCHITECTURES and model_config(c.model).ndim == found.config.ndim)
+    like = [card, *own, *same]
     size = {"imgsz": found.config.input_size[-1]}
     if found.config.ndim == 3:
         size["num_frames"] = found.config.input_size[0]

@@ -1,0 +1,194 @@
+"""Windows: the cut itself, attention inside them against loops in float64, gradients, and the rules of the records."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nn.reference import resized
+from openmvit.config import MViTConfig
+from openmvit.errors import UserError
+from openmvit.model import FeatureMaps, MViT
+from openmvit.nn import attention as attention_module
+from openmvit.nn.attention import MultiscaleAttention, attend, attend_in_channels
+from openmvit.nn.grid import merge, partition
+from openmvit.nn.position import axis_terms, decomposed_bias
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "detection"
+HYBRID = {
+    "input_size": (32, 32), "patch_kernel": (3, 3), "patch_padding": (1, 1), "adaptive_kv_stride": (2, 2),
+    "depths": (1, 3, 2), "embed_dim": 8, "num_heads": 2, "num_classes": 0,
+    "window": (4, 4), "window_pattern": "hybrid", "global_kv_stride_factor": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("grid", "window"), [((5,), (2,)), ((5, 7), (2, 3)), ((4, 6), (2, 3)), ((3, 5, 4), (2, 4, 4))])
+def test_partition_cuts_where_loops_cut(grid, window):
+    x = torch.randn(2, *grid, 3, 2)
+    counts = [-(-n // w) for n, w in zip(grid, window, strict=True)]
+    rows = iter(partition(x, window))
+    for sample, corner in itertools.product(range(2), itertools.product(*map(range, counts))):
+        cut = next(rows)
+        for place in itertools.product(*map(range, window)):
+            source = tuple(c * w + p for c, w, p in zip(corner, window, place, strict=True))
+            inside = all(s < n for s, n in zip(source, grid, strict=True))
+            assert torch.equal(cut[place], x[(sample, *source)] if inside else torch.zeros(3, 2))
+    assert next(rows, None) is None
+    assert torch.equal(merge(partition(x, window), window, grid), x)
+
+
+def build(index: int, **changes) -> MultiscaleAttention:
+    torch.manual_seed(0)
+    module = MultiscaleAttention(MViTConfig(**HYBRID | changes).blocks()[index]).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.5)
+    return module
+
+
+def by_loops(module: MultiscaleAttention, x: torch.Tensor) -> torch.Tensor:
+    """Attention of every query over the keys of its own window, padded keys included, one pair at a time."""
+    (q, _), (k, _), (v, _) = (module._heads(name, x, None) for name in "qkv")
+    c = module.config
+    q_grid, k_grid = q.shape[1:3], k.shape[1:3]
+    windows = [-(-n // w) for n, w in zip(q_grid, c.q_window, strict=True)]
+    assert windows == [-(-n // w) for n, w in zip(k_grid, c.kv_window, strict=True)]
+    out = torch.zeros_like(q)
+    for b, h in itertools.product(range(len(q)), range(c.num_heads)):
+        for i, j in itertools.product(*map(range, q_grid)):
+            inside = (i % c.q_window[0], j % c.q_window[1])
+            first = [p // w * kw for p, w, kw in zip((i, j), c.q_window, c.kv_window, strict=True)]
+            logits, values = [], []
+            for m, n in itertools.product(*map(range, c.kv_window)):
+                row, column = first[0] + m, first[1] + n
+                real = row < k_grid[0] and column < k_grid[1]
+                key = k[b, row, column, h] if real else torch.zeros_like(k[0, 0, 0, 0])
+                values.append(v[b, row, column, h] if real else torch.zeros_like(key))
+                query = q[b, i, j, h]
+                logit = query @ key / c.head_dim**0.5
+                for axis, (position, other) in enumerate(zip(inside, (m, n), strict=True)):
+                    a, z = c.q_window[axis], c.kv_window[axis]
+                    distance = position * max(z / a, 1) - other * max(a / z, 1) + (z - 1) * max(a / z, 1)
+                    logit = logit + query @ resized(module.tables[axis], a, z)[int(distance)]
+                logits.append(logit)
+            out[b, i, j, h] = torch.stack(logits).softmax(0) @ torch.stack(values)
+    return module.proj((out + q).flatten(-2))
+
+
+@pytest.mark.parametrize("index", [0, 1, 2, 4])
+@pytest.mark.parametrize("grid", [(4, 8), (5, 6)])
+@torch.no_grad()
+def test_windowed_attention_is_its_formula(index, grid):
+    module = build(index)
+    assert module.config.window == ((2, 2) if index in (2, 4) else (4, 4))
+    x = torch.randn(2, *grid, module.config.dim, dtype=torch.float64)
+    torch.testing.assert_close(module(x)[0], by_loops(module, x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("index", [0, 1, 3])
+def test_gradients_through_windows(index):
+    module = build(index)
+    x = torch.randn(1, 3, 5, module.config.dim, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: module(t)[0], (x,))
+
+
+def test_all_parameters_of_a_windowed_block_have_gradients():
+    module = build(1)
+    module(torch.randn(1, 5, 6, 8, dtype=torch.float64))[0].sum().backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for n, p in module.named_parameters() if n != "norm_k.bias"
+    )
+
+
+@pytest.mark.parametrize("cls", [0, 1])
+@pytest.mark.parametrize(("q_grid", "k_grid"), [((6, 4), (3, 2)), ((2, 4, 4), (2, 2, 2))])
+def test_position_in_channels_equals_the_written_out_term(q_grid, k_grid, cls):
+    torch.manual_seed(0)
+    shape = {"dtype": torch.float64, "requires_grad": True}
+    q = torch.randn(2, *q_grid, 3, 4, **shape)
+    rows = cls + torch.Size(k_grid).numel()
+    k, v = torch.randn(2, rows, 3, 4, **shape), torch.randn(2, rows, 3, 4, **shape)
+    tables = [torch.randn(2 * max(a, b) - 1, 4, **shape) for a, b in zip(q_grid, k_grid, strict=True)]
+
+    def both(form):
+        terms = axis_terms(q, tables, k_grid)
+        if form == "channels":
+            return attend_in_channels(q.flatten(1, -3), k, v, terms)
+        return attend(q.flatten(1, -3), k, v, torch.nn.functional.pad(decomposed_bias(terms), (cls, 0)))
+
+    plain, channels = both("plain"), both("channels")
+    torch.testing.assert_close(channels, plain, rtol=1e-12, atol=1e-12)
+    weights = torch.randn_like(plain)
+    inputs = (q, k, v, *tables)
+    for ours, theirs in zip(*(torch.autograd.grad(o, inputs, weights) for o in (channels, plain)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("fields", [{"cls_token": True}, {"window": (4, 4)}], ids=["class token", "windows"])
+def test_a_network_is_the_same_in_both_forms(fields, monkeypatch):
+    torch.manual_seed(0)
+    model = MViT(MViTConfig(input_size=(32, 32), depths=(1, 2), embed_dim=8, num_heads=2, num_classes=3, **fields))
+    model = model.double().eval()
+    x = torch.randn(2, 3, 40, 24, dtype=torch.float64)
+    plain = model(x)
+    monkeypatch.setattr(attention_module, "MOST_SCORES", 0)
+    torch.testing.assert_close(model(x), plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_plain", "mask_rcnn_ln_square"])
+def test_records_follow_the_released_rules(name):
+    recorded = json.loads((GOLDEN / name / "config.json").read_text())["backbone"]
+    ends = recorded["last_block_of_each_stage"]
+    config = MViTConfig(
+        depths=tuple(b - a for a, b in itertools.pairwise([-1, *ends])), embed_dim=recorded["embed_dim"],
+        window=(56, 56), window_pattern="hybrid", global_kv_stride_factor=2,
+    )  # fmt: skip
+    for ours, theirs in zip(config.blocks(), recorded["blocks"], strict=True):
+        assert (ours.window or (0, 0)) == (theirs["window"],) * 2
+        assert ours.stride_q == (theirs["q_stride"],) * 2
+        assert ours.stride_kv == (theirs["kv_stride"],) * 2
+        assert ours.table_lengths == (theirs["rel_pos_length"],) * 2
+        assert (ours.dim, ours.dim_out, ours.num_heads) == (theirs["dim_in"], theirs["dim_out"], theirs["heads"])
+
+
+def test_windows_lag_one_block_behind_the_grid():
+    config = MViTConfig(depths=(2, 3, 16, 3), window=(56, 56), window_pattern="hybrid", global_kv_stride_factor=2)
+    blocks = config.blocks()
+    windows = [b.window[0] if b.window else 0 for b in blocks]
+    assert windows == [56, 56, 56, 28, 0, 28, *[14] * 14, 0, 14, 7, 0]
+    assert [b.stride_kv[0] for b in blocks] == [4, 4, 2, 2, 4, *[1] * 15, 2, 1, 1, 1]
+    assert all(b.window for b in MViTConfig(window=(56, 56)).blocks())
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"window": (56, 56), "cls_token": True}, "window is (56, 56) and cls_token is true"),
+        ({"window": (50, 50)}, "window (50, 50) becomes (50, 50) in block 0"),
+        ({"window_pattern": "hybrid"}, "window is not"),
+        ({"window": (56,)}, "differ in length"),
+        ({"window": (56, 56), "window_pattern": "swin"}, "Accepted: all, hybrid"),
+    ],
+)
+def test_rules_between_fields(fields, words):
+    with pytest.raises(UserError) as caught:
+        MViTConfig(**fields)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (49, 83), (31, 130)])
+def test_maps_of_any_size(size):
+    torch.manual_seed(0)
+    config = MViTConfig(**HYBRID | {"window": (8, 8)})
+    model = FeatureMaps(MViT(config), stage_norms=True)
+    maps = model(torch.randn(1, 3, *size))
+    grid = tuple((n + 2 - 3) // 4 + 1 for n in size)
+    for found, channels in zip(maps, (8, 16, 32), strict=True):
+        assert found.shape == (1, channels, *grid)
+        # Normed maps are outputs only: each position has mean 0 and variance 1.
+        torch.testing.assert_close(found.mean(1), torch.zeros(1, *grid), atol=1e-5, rtol=0)
+        grid = tuple(-(-n // 2) for n in grid)
+    sum(m.square().sum() for m in maps).backward()
+    assert all(p.grad is not None for p in model.parameters())
