@@ -16,9 +16,10 @@ import torch
 from openmvit import checkpoint, zoo
 from openmvit.errors import UserError
 from openmvit.training import memory, run, state
+from openmvit.training.classification import ClassificationValidation, freeze
+from openmvit.training.opening import open_task
 from openmvit.training.recipe import Recipe
 from openmvit.training.recipe_file import load_recipe
-from openmvit.training.tasks import ClassificationValidation, freeze, open_task
 
 
 @pytest.fixture
@@ -263,9 +264,9 @@ def test_running_out_of_memory_names_the_options_that_help() -> None:
 def test_recomputation_lowers_the_memory_estimate(recipe: Recipe) -> None:
     task = open_task(recipe)
     model = task.model.train()
-    plain = memory.estimate(model, task.sample_input(), recipe)
+    plain = memory.estimate(model, task.probe, recipe)
     model.set_grad_checkpointing(True)
-    less = memory.estimate(model, task.sample_input(), recipe)
+    less = memory.estimate(model, task.probe, recipe)
     assert plain.fixed == less.fixed == 4 * 4 * sum(p.numel() for p in model.parameters())
     assert 0 < less.per_sample < plain.per_sample / 2
 

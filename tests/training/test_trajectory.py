@@ -13,7 +13,7 @@ from torch import nn
 
 from openmvit import model as network
 from openmvit.nn.block import DropPath
-from openmvit.training import job, run, tasks
+from openmvit.training import classification, job, run
 from openmvit.training.optim import learning_rate
 from openmvit.training.recipe import Recipe
 
@@ -95,14 +95,14 @@ def test_gradients_are_clipped_by_their_norm(recipe: Recipe, monkeypatch: pytest
 def targets_in_loss(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
     """Targets of all training samples, `[N, 10]`."""
     seen: list[torch.Tensor] = []
-    real = tasks.soft_cross_entropy
+    real = classification.soft_cross_entropy
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         seen.append(targets)
         return real(logits, targets)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "soft_cross_entropy", loss)
+        patch.setattr(classification, "soft_cross_entropy", loss)
         run.train(recipe)
     return torch.cat(seen)
 

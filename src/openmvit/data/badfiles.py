@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
 from openmvit.data.images import read_image
-from openmvit.data.samples import LOST, FileReadError, SampleTable
+from openmvit.data.samples import LOST, FileReadError
 from openmvit.errors import UserError
+
+
+class PathTable(Protocol):
+    """Samples that lie in files."""
+
+    def path(self, index: int, /) -> Path: ...
 
 
 class BadFiles:
@@ -34,7 +41,7 @@ class BadFiles:
     def __len__(self) -> int:
         return len(self.files)
 
-    def add(self, table: SampleTable, index: Tensor, bad: Tensor) -> None:
+    def add(self, table: PathTable, index: Tensor, bad: Tensor) -> None:
         """Note the bad samples of a batch; call it before the batch is trained on.
 
         Args:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from openmvit import processes
 from openmvit.training import optim
 from openmvit.training.job import Engine, Job
+from openmvit.training.layers import blocks_of, unused_parameters
 from openmvit.training.loading import Batch, EpochLoader
 from openmvit.training.recipe import Recipe
 
@@ -74,6 +75,8 @@ class Bridge(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.job.after_step()
+        # The trainer then ends the epoch as if its last batch had been this one.
+        self.trainer.should_stop = self.job.all_updates_done
 
     def on_train_epoch_end(self) -> None:
         self.job.end_epoch()
@@ -84,7 +87,7 @@ def shard(network: nn.Module, mesh: Any) -> None:
     """Split parameters, gradients and optimiser state over the processes, block by block (FSDP2)."""
     from torch.distributed.fsdp import fully_shard
 
-    for block in network.blocks:  # pyright: ignore[reportGeneralTypeIssues]
+    for block in blocks_of(network):
         fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)
 
@@ -114,7 +117,7 @@ def _trainer(job: Job) -> lightning.Trainer:
         accelerator=accelerator,
         devices=devices,
         num_nodes=world // local,
-        strategy=_strategy(recipe, world, unused=bool(job.task.model.unused_parameters())),
+        strategy=_strategy(recipe, world, unused=bool(unused_parameters(job.task.model))),
         precision={"off": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[recipe.amp],  # pyright: ignore[reportArgumentType]
         max_epochs=recipe.epochs - job.progress.epoch,
         accumulate_grad_batches=recipe.accumulate,

@@ -10,12 +10,20 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from openmvit import __version__
 from openmvit.errors import UserError
+
+
+class PathTable(Protocol):
+    """Samples that lie in files."""
+
+    def __len__(self) -> int: ...
+
+    def path(self, index: int, /) -> Path: ...
 
 
 def new_folder(out_dir: str, task: str, name: str | None) -> Path:
@@ -96,6 +104,19 @@ class RunFolder:
         if self.writes and path.exists():
             lines = path.read_text().splitlines(keepends=True)
             self.write_text("losses.txt", "".join(lines[:steps]))
+
+    def keep_split(self, table: PathTable) -> None:
+        """Write val.txt, the validation files; on a resume, compare with it instead.
+
+        Raises:
+            UserError: if the files differ from those that the run was started with.
+        """
+        text = "".join(f"{table.path(i).as_posix()}\n" for i in range(len(table)))
+        path = self.path / "val.txt"
+        if not path.exists():
+            self.write_text("val.txt", text)
+        elif self.writes and path.read_text(encoding="utf-8", errors="surrogateescape") != text:
+            raise UserError(f"The validation files differ from those in {path}", "Restore the data, or start a new run")
 
     def write_environment(self) -> None:
         """Write env.txt: versions, machine and command line."""

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from openmvit.config import MViTConfig
 from openmvit.data.clips import ClipSampling
+from openmvit.data.detection_layouts import holds_detection
 from openmvit.data.images import IMAGES, ImageDataset, open_images, read_image
 from openmvit.data.samples import LabelledData
 from openmvit.data.stills import StillSampling
@@ -18,6 +19,7 @@ from openmvit.data.transforms import TestTransform, TrainTransform
 from openmvit.data.video import probe_video
 from openmvit.data.video_transforms import ClipTestTransform, ClipTrainTransform, clip_preprocessing
 from openmvit.data.videos import VideoDataset, VideoViews, holds_videos, open_videos
+from openmvit.model import MViT
 from openmvit.training.network import Start, model_axes
 from openmvit.training.recipe import Recipe
 
@@ -39,7 +41,7 @@ class TaskInput(Protocol):
     size: tuple[int, ...]
     """Training size, `(T, H, W)` or `(H, W)`."""
 
-    def __init__(self, recipe: Recipe, config: MViTConfig, start: Start) -> None: ...
+    def __init__(self, recipe: Recipe, config: MViTConfig, start: Start[MViT]) -> None: ...
 
     @staticmethod
     def open(recipe: Recipe) -> LabelledData:
@@ -71,7 +73,7 @@ class ImageInput:
     ndim: ClassVar[int] = 2
     smallest: ClassVar[str] = "mvitv2_tiny"
 
-    def __init__(self, recipe: Recipe, config: MViTConfig, start: Start) -> None:
+    def __init__(self, recipe: Recipe, config: MViTConfig, start: Start[MViT]) -> None:
         self.recipe = recipe
         side = recipe.imgsz or config.input_size[-1]
         self.size = (side, side)
@@ -127,7 +129,7 @@ class ClipInput:
     ndim: ClassVar[int] = 3
     smallest: ClassVar[str] = "mvitv2_small_16x4"
 
-    def __init__(self, recipe: Recipe, config: MViTConfig, start: Start) -> None:
+    def __init__(self, recipe: Recipe, config: MViTConfig, start: Start[MViT]) -> None:
         self.recipe, known = recipe, start.preprocessing
         side, frames = recipe.imgsz or config.input_size[-1], recipe.frames or config.input_size[0]
         self.size = (frames, side, side)
@@ -197,7 +199,7 @@ INPUTS: dict[str, type[TaskInput]] = {"image": ImageInput, "video": ClipInput}
 
 
 def infer_task(recipe: Recipe) -> str:
-    """`image` or `video`: what the recipe says, else what the data are, else what its network takes.
+    """`image`, `video` or `detection`: what the recipe says, else what the data are, else what its network takes.
 
     Raises:
         UserError: if the data do not exist.
@@ -205,6 +207,8 @@ def infer_task(recipe: Recipe) -> str:
     if recipe.task != "auto":
         return recipe.task
     root = Path(str(recipe.data))
+    if holds_detection(root):
+        return "detection"
     return "video" if holds_videos(root) or _frame_folders(root) or model_axes(recipe) == 3 else "image"
 
 
@@ -219,7 +223,7 @@ def _frame_folders(root: Path) -> bool:
     return len(numbers) >= _FEWEST_FRAMES and numbers == list(range(numbers[0], numbers[0] + len(stems)))
 
 
-def _triple(start: Start, key: str, default: Triple) -> Triple:
+def _triple(start: Start[MViT], key: str, default: Triple) -> Triple:
     """Channel statistics of the starting weights, or the default."""
     red, green, blue = start.preprocessing.get(key, default)
     return red, green, blue

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openmvit import checkpoint, processes, report
+from openmvit import checkpoint, processes
 from openmvit.data.badfiles import BadFiles
 from openmvit.errors import UserError
 from openmvit.training import optim, state
@@ -25,7 +25,7 @@ from openmvit.training.loading import Batch, EpochLoader
 from openmvit.training.progress import Meter, Reporter, clock, peak_memory
 from openmvit.training.recipe import Recipe
 from openmvit.training.state import Progress
-from openmvit.training.tasks import Task
+from openmvit.training.tasks import Task, Validation
 
 SLOW_PHASE = 1800.0
 """Seconds that a validation or a save may take longer on one rank than on another."""
@@ -127,7 +127,7 @@ class Job:
         """Loss of one batch, weighted so that each update averages over its batches."""
         loss = self.task.loss(self._engine.network, batch, self.progress.step)
         self._losses.append(loss.detach())
-        self._batches.append(batch)
+        self._batches.append({key: batch[key] for key in ("index", "bad")})
         self._beat()
         start = self.progress.step_in_epoch // self.recipe.accumulate * self.recipe.accumulate
         # The engine divides by `accumulate`, also where an epoch ends with fewer batches than that.
@@ -158,6 +158,11 @@ class Job:
         self._losses, self._batches = [], []
         self._set_learning_rate()
         self._show(losses[-1])
+
+    @property
+    def all_updates_done(self) -> bool:
+        """Whether a run that is measured in updates has done them all, maybe in the middle of an epoch."""
+        return 0 < self.recipe.updates <= self.progress.update
 
     def after_step(self) -> None:
         """Count a batch; after an update also average, save and stop where that is due.
@@ -223,20 +228,20 @@ class Job:
         left_out = [torch.zeros(0, dtype=torch.int64)]
         with torch.no_grad(), self._engine.precision():
             for batch, counts in self._val_batches():
-                output = self._engine.network(batch["image"])
+                output = self.task.outputs(self._engine.network, batch)
                 if counts:
                     validation.update(output, batch)
                     left_out.append(batch["index"][batch["bad"] > 0].cpu())
         self._engine.settle()
         self._note_left_out(torch.cat(left_out))
         scores = validation.result()
-        value = scores[self.task.metric]
+        value, loss = scores[self.task.metric], scores.get("val_loss", math.inf)
         p = self.progress
         if p.best is None or value > p.best:
             p.improved = p.epoch + 1
-        if p.best is None or (value, -scores["val_loss"]) > (p.best, -p.best_loss):
-            p.best, p.best_loss, p.best_epoch = value, scores["val_loss"], p.epoch + 1
-            self._keep_best(validation.pictures())
+        if p.best is None or (value, -loss) > (p.best, -p.best_loss):
+            p.best, p.best_loss, p.best_epoch = value, loss, p.epoch + 1
+            self._keep_best(validation)
         self._train_mode()
         return scores
 
@@ -252,7 +257,7 @@ class Job:
                 raise UserError("A process has no validation sample", "Use fewer processes or more samples")
             yield self._engine.to_device(batch), i < self.parts.val.steps
 
-    def _keep_best(self, pictures: dict[str, Any]) -> None:
+    def _keep_best(self, validation: Validation) -> None:
         weights = {name: state.whole(value) for name, value in self._engine.network.state_dict().items()}
         if not self.folder.writes:
             return
@@ -262,8 +267,8 @@ class Job:
         )
         checkpoint.save(self.folder.weights / "best.safetensors", weights, card)
         self.folder.write_json("model.json", card)
-        if self.recipe.plots and "confusion" in pictures:
-            report.plot_confusion(pictures["confusion"], card["classes"], self.folder.path / "confusion.png")
+        if self.recipe.plots:
+            validation.draw(self.folder.path)
 
     def _stop_at_bad_loss(self, losses: list[list[float]]) -> None:
         own = [b for b, loss in zip(self._batches, self._losses, strict=True) if not bool(torch.isfinite(loss))]
@@ -302,15 +307,9 @@ class Job:
             raise UserError(*problem)
 
     def _set_learning_rate(self) -> None:
-        r, p = self.recipe, self.progress
-        self._lr = optim.learning_rate(
-            p.epoch + p.step_in_epoch // r.accumulate / self._updates,
-            peak=r.lr * self.lr_scale,
-            start=r.warmup_lr * self.lr_scale,
-            end=r.min_lr * self.lr_scale,
-            warmup_epochs=r.warmup_epochs,
-            total_epochs=r.epochs,
-        )
+        p = self.progress
+        epoch = p.epoch + p.step_in_epoch // self.recipe.accumulate / self._updates
+        self._lr = optim.scheduled_rate(self.recipe, epoch, p.update, self.lr_scale)
         optim.set_learning_rate(self._engine.optimizer, self._lr)
 
     def _train_mode(self) -> None:
@@ -336,6 +335,8 @@ class Job:
     def _show(self, losses: list[float]) -> None:
         p, m, steps = self.progress, self._meter, self.parts.train.steps
         left = (self.recipe.epochs - p.epoch) * steps - p.step_in_epoch
+        if self.recipe.updates:
+            left = (self.recipe.updates - p.update) * self.recipe.accumulate
         eta = clock(left * m.seconds / max(m.steps, 1)) if m.steps else "-"
         best = f"  {self.task.metric} {p.best:.4f}" if p.best is not None else ""
         self._reporter.step(
@@ -346,7 +347,7 @@ class Job:
 
     def _summary(self, row: dict[str, float]) -> str:
         p = self.progress
-        scores = "".join(f"  {k} {v:.4f}" for k, v in row.items() if k in ("val_loss", "top1", "top5", "mAP"))
+        scores = "".join(f"  {k} {v:.4f}" for k, v in row.items() if k in self.task.shown)
         best = f"  best {p.best:.4f} (epoch {p.best_epoch})" if p.best is not None else ""
         return (
             f"epoch {p.epoch + 1}/{self.recipe.epochs}  loss {row['loss']:.4f}{scores}  lr {row['lr']:.3e}  "

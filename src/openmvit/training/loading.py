@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from openmvit.data.sampler import ResumableSampler
 from openmvit.errors import UserError
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]
+"""Tensors `[B, ...]`, or lists of B where samples differ in size; `index` and `bad`, int64 `[B]`, always."""
 
 
 class EpochLoader:
@@ -24,12 +25,21 @@ class EpochLoader:
         workers: processes that read and augment; they live as long as the loader.
         drop_last: leave out the last, smaller batch of an epoch, unless it is the only one.
         pin: put batches into page-locked memory, for CUDA.
+        collate: samples to batch; default: tensors of all samples one on the other.
     Raises:
         UserError: if `batch` is no multiple of the sampler's repeats.
     """
 
     def __init__(
-        self, dataset: Dataset[Any], sampler: ResumableSampler, *, batch: int, workers: int, drop_last: bool, pin: bool
+        self,
+        dataset: Dataset[Any],
+        sampler: ResumableSampler,
+        *,
+        batch: int,
+        workers: int,
+        drop_last: bool,
+        pin: bool,
+        collate: Callable[[list[Any]], Batch] | None = None,
     ) -> None:
         if batch % sampler.repeats:
             raise UserError(f"batch {batch} is no multiple of repeats {sampler.repeats}", "Change one of them")
@@ -46,6 +56,7 @@ class EpochLoader:
             num_workers=workers,
             drop_last=drop_last,
             pin_memory=pin,
+            collate_fn=collate,
             persistent_workers=workers > 0,
             worker_init_fn=_start_worker,
             # Without a generator of its own, every new iterator would take a number from the global one.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from openmvit.errors import UserError
+from openmvit.training.layers import blocks_of
 from openmvit.training.recipe import Recipe
 
 MAX_AUTO_BATCH = 1024
@@ -34,23 +35,28 @@ class MemoryEstimate:
         return (self.fixed + batch * self.per_sample) / 1e9
 
 
-def estimate(model: nn.Module, sample: Tensor, recipe: Recipe, shards: int = 1) -> MemoryEstimate:
+Probe = Callable[[int], Tensor]
+"""Forward of so many samples of the training size on the network's device, as training runs it."""
+
+
+def estimate(model: nn.Module, probe: Probe, recipe: Recipe, shards: int = 1) -> MemoryEstimate:
     """Estimate from one real forward pass of one sample; kernels' work space and fragmentation come on top.
 
     Args:
-        model: in train mode, on the device of `sample`.
-        sample: `[1, C, *size]`.
+        model: in train mode.
+        probe: runs `model`.
         shards: processes that share weights and optimiser state.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     slots = 1 + (2 if recipe.optimizer == "adamw" else 1)
     fixed = weights + trained * slots + (weights if recipe.ema else 0)
-    return MemoryEstimate(fixed // shards, saved_bytes(model, sample, recipe))
+    return MemoryEstimate(fixed // shards, saved_bytes(model, probe, recipe))
 
 
-def saved_bytes(model: nn.Module, sample: Tensor, recipe: Recipe) -> int:
-    """Bytes that autograd keeps for the backward pass of a forward of `sample`, the network's own tensors left out."""
+def saved_bytes(model: nn.Module, probe: Probe, recipe: Recipe) -> int:
+    """Bytes that autograd keeps for the backward pass of one sample's forward, the network's own tensors left out."""
+    device = next(model.parameters()).device
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -61,14 +67,14 @@ def saved_bytes(model: nn.Module, sample: Tensor, recipe: Recipe) -> int:
             kept[place] = tensor.detach()
         return tensor
 
-    devices = [] if sample.device.type == "cpu" else [sample.device]
+    devices = [] if device.type == "cpu" else [device]
     with (
-        torch.random.fork_rng(devices, device_type=sample.device.type),
+        torch.random.fork_rng(devices, device_type=device.type),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        autocast(sample.device, recipe),
+        autocast(device, recipe),
     ):
-        hooks = [b.register_forward_pre_hook(_keep_inputs(pack)) for b in getattr(model, "blocks", ())]
-        model(sample)
+        hooks = [b.register_forward_pre_hook(_keep_inputs(pack)) for b in blocks_of(model)]
+        probe(1)
         for hook in hooks:
             hook.remove()
     return sum(t.untyped_storage().nbytes() for t in kept.values())
@@ -120,17 +126,18 @@ def largest_batch(limit: int, fits: Callable[[int], bool], multiple: int = 1) ->
     return size
 
 
-def real_step_fits(model: nn.Module, sample: Tensor, recipe: Recipe, batch: int) -> bool:
+def real_step_fits(model: nn.Module, probe: Probe, recipe: Recipe, batch: int) -> bool:
     """Whether a forward and backward pass of `batch` samples runs on the device without running out of memory."""
+    device = next(model.parameters()).device
     try:
-        with torch.random.fork_rng([sample.device], device_type=sample.device.type), autocast(sample.device, recipe):
-            model(sample.expand(batch, *sample.shape[1:])).float().sum().backward()
+        with torch.random.fork_rng([device], device_type=device.type), autocast(device, recipe):
+            probe(batch).float().sum().backward()
         return True
     except torch.OutOfMemoryError:
         return False
     finally:
         model.zero_grad(set_to_none=True)
-        torch.get_device_module(sample.device).empty_cache()
+        torch.get_device_module(device).empty_cache()
 
 
 def explain_memory(error: BaseException, batch: int | str) -> UserError | None:

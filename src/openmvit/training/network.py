@@ -7,18 +7,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from openmvit import checkpoint, processes, weights, zoo
-from openmvit.architectures import ARCHITECTURES
+from openmvit.architectures import ARCHITECTURES, model_config
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError
 from openmvit.model import MViT
 from openmvit.training.recipe import Recipe
 
+if TYPE_CHECKING:
+    from openmvit.detection.config import DetectorConfig
+    from openmvit.detection.detector import Detector
+
+
+N = TypeVar("N", MViT, "Detector")
+
 
 @dataclass(frozen=True)
-class Start:
+class Start(Generic[N]):
     """A network and where it comes from.
 
     Args:
@@ -28,13 +35,13 @@ class Start:
         preprocessing: of those weights as their card tells it; empty where it is not known.
     """
 
-    model: MViT
+    model: N
     name: str
     licence: str
     preprocessing: dict[str, Any]
 
 
-def build(recipe: Recipe, smallest: str, classes: Sequence[str]) -> Start:
+def build(recipe: Recipe, smallest: str, classes: Sequence[str]) -> Start[MViT]:
     """The network that a recipe names, with its starting weights.
 
     Args:
@@ -71,17 +78,82 @@ def build(recipe: Recipe, smallest: str, classes: Sequence[str]) -> Start:
     return Start(model, base, **known)
 
 
+def build_detector(recipe: Recipe, smallest: str, classes: Sequence[str]) -> Start[Detector]:
+    """The detector that a recipe names, with its starting weights: a detector's, or an image network's in its backbone.
+
+    Args:
+        smallest: architecture if the recipe names none.
+        classes: names of the data's classes. Predictors of one's own weights are kept if they were trained on these.
+    Raises:
+        UserError: if the name is unknown, or the weights cannot be had or do not fit.
+    """
+    from openmvit.detection.detector import Detector
+    from openmvit.zoo.detectors import load_detector_weights
+
+    card = _own_card(recipe) or {}
+    own = card if card.get("task") == "detection" else {}
+    config, name, tag = _detector_config(recipe, own, smallest)
+    changes: dict[str, Any] = {"num_classes": len(classes)}
+    if recipe.drop_path is not None:
+        changes["backbone"] = config.backbone.replace(drop_path_rate=recipe.drop_path)
+    for key in ("mean", "std"):
+        if (values := getattr(recipe, key)) is not None:
+            changes[key] = tuple(255.0 * value for value in values)
+    model = Detector(config.replace(**changes))
+    start = tag or {"default": True, "none": False}.get(recipe.weights, recipe.weights)
+    known = {"licence": card.get("licence", ""), "preprocessing": own.get("preprocessing", {})}
+    if start is not False:
+        load_detector_weights(model, name, start)
+        _fit_predictors(model, recipe.weights, own.get("classes") or [], classes)
+        released = None if card else _released(name, start)
+        if released is not None:
+            known["licence"] = released.licence
+            known["preprocessing"] = released.preprocessing if "rcnn" in released.model else {}
+    return Start(model, name, **known)
+
+
+def _detector_config(recipe: Recipe, own: dict[str, Any], smallest: str) -> tuple[DetectorConfig, str, str]:
+    """Configuration, name and tag of the detector that a recipe names, or else of its own starting weights."""
+    from openmvit.detection.config import DetectorConfig
+    from openmvit.zoo.detectors import detector_config
+
+    name = recipe.model or own.get("model") or smallest
+    if own and recipe.model is None:
+        return DetectorConfig.from_dict(own["architecture"]), name, ""
+    if _is_settings(name):
+        return DetectorConfig.from_dict(read_architecture(Path(name))), Path(name).stem, ""
+    name, _, tag = name.partition(".")
+    return detector_config(name), name, tag
+
+
+def _fit_predictors(model: Detector, source: str, trained: Sequence[str], classes: Sequence[str]) -> None:
+    """Fresh predictors where the weights have some for as many, but other classes, and a line that says so."""
+    fresh = [key for key in model.load_report.reinitialised if key.startswith("roi_heads.")]  # type: ignore[union-attr]
+    whole = not any(key.startswith("rpn.") for key in model.load_report.reinitialised)  # type: ignore[union-attr]
+    other = bool(trained) and list(trained) != list(classes)
+    if other and not fresh:
+        model.reset_classifier(len(classes))
+    if whole and (fresh or other) and processes.rank() == 0:
+        what = f"{len(trained)} classes" if trained else "other classes"
+        print(
+            f"Weights {source}: trained on {what}, the data have {len(classes)}, such as {classes[0]!r}: "
+            "the predictors of classes, boxes and masks start anew; backbone, pyramid, proposals and heads go on",
+            file=sys.stderr,
+        )
+
+
 def model_axes(recipe: Recipe) -> int | None:
     """Axes of the network that the recipe names: 2 for images, 3 for clips; None if it names none."""
     own = _own_card(recipe) if recipe.model is None else None
     if own is not None:
-        return MViTConfig.from_dict(own["architecture"]).ndim
+        return 2 if own.get("task") == "detection" else MViTConfig.from_dict(own["architecture"]).ndim
     if recipe.model is None:
         return None
     if _is_settings(recipe.model):
-        return MViTConfig.from_dict(read_architecture(Path(recipe.model))).ndim
+        fields = read_architecture(Path(recipe.model))
+        return MViTConfig.from_dict(fields.get("backbone", fields)).ndim
     name = recipe.model.partition(".")[0]
-    return zoo.model_config(name).ndim if name in ARCHITECTURES else None
+    return model_config(name).ndim if name in ARCHITECTURES else None
 
 
 def _fit_classifier(model: MViT, source: str, trained: Sequence[str], classes: Sequence[str]) -> None:

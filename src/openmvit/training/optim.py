@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from openmvit.training.layers import Network, decayed
 from openmvit.training.recipe import Recipe
-
-
-class Layered(Protocol):
-    """A network that knows the depth of each of its parameters."""
-
-    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]: ...
-
-    def layer_id(self, name: str) -> int: ...
 
 
 def learning_rate(
@@ -35,30 +27,65 @@ def learning_rate(
     return end + 0.5 * (peak - end) * (1.0 + math.cos(math.pi * share))
 
 
+def step_learning_rate(
+    update: int, *, peak: float, start: float, warmup_updates: int, decay_at: tuple[int, ...]
+) -> float:
+    """Linear warm-up from `start` to `peak`, then a tenth from each update of `decay_at` on.
+
+    Args:
+        update: updates done, from 0.
+    Source: schedule of the released detectors.
+    """
+    if update < warmup_updates:
+        return start + (peak - start) * update / warmup_updates
+    return peak * 0.1 ** sum(update >= at for at in decay_at)
+
+
+def scheduled_rate(recipe: Recipe, epoch: float, update: int, scale: float) -> float:
+    """Learning rate after `epoch` epochs, which are `update` updates, at `scale` times the recipe's samples."""
+    peak, start, end = recipe.lr * scale, recipe.warmup_lr * scale, recipe.min_lr * scale
+    if recipe.decay_at is not None:
+        return step_learning_rate(
+            update, peak=peak, start=start, warmup_updates=recipe.warmup_updates, decay_at=recipe.decay_at
+        )
+    return learning_rate(
+        update if recipe.updates else epoch,
+        peak=peak,
+        start=start,
+        end=end,
+        warmup_epochs=recipe.warmup_updates if recipe.updates else recipe.warmup_epochs,
+        total_epochs=recipe.updates or recipe.epochs,
+    )
+
+
 def lr_scale(recipe: Recipe, samples_per_update: int) -> float:
     """Factor on `lr`, `warmup_lr` and `min_lr` for the actual number of samples per update."""
     return samples_per_update / recipe.lr_batch if recipe.lr_batch else 1.0
 
 
-def parameter_groups(model: Layered, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: Network, weight_decay: float, layer_decay: float, rule: str = "matrices"
+) -> list[dict[str, Any]]:
     """Trainable parameters by weight decay and by depth.
 
-    Parameters with one axis (biases, norm weights) are not decayed; matrices, kernels, relative tables and the class
-    token are. Each group carries `lr_scale` = layer_decay ** (depth + 1 - layer) and `names`.
+    Each group carries `lr_scale` = layer_decay ** (depth + 1 - layer) and `names`.
+
+    Args:
+        rule: which parameters are decayed; see `layers.decayed`.
     """
+    decays = decayed(model, rule)
     top = max(model.layer_id(name) for name, _ in model.named_parameters())
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         layer = model.layer_id(name) if layer_decay != 1.0 else top
-        decayed = parameter.dim() > 1
         group = groups.setdefault(
-            (layer, decayed),
+            (layer, name in decays),
             {
                 "params": [],
                 "names": [],
-                "weight_decay": weight_decay if decayed else 0.0,
+                "weight_decay": weight_decay if name in decays else 0.0,
                 "lr_scale": layer_decay ** (top - layer),
             },
         )
@@ -67,9 +94,9 @@ def parameter_groups(model: Layered, weight_decay: float, layer_decay: float) ->
     return [groups[key] for key in sorted(groups)]
 
 
-def make_optimizer(model: Layered, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(model: Network, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW (decoupled decay), or SGD with Nesterov momentum (decay as part of the gradient)."""
-    groups = parameter_groups(model, recipe.weight_decay, recipe.layer_decay)
+    groups = parameter_groups(model, recipe.weight_decay, recipe.layer_decay, recipe.decay)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=1e-8)

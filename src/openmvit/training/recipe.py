@@ -11,7 +11,7 @@ class Recipe:
     """Everything that decides a training run. `args.yaml` in a run folder is this record and repeats the run."""
 
     # -- what is trained, on what ------------------------------------------------------------------------------
-    task: Literal["auto", "image", "video"] = "auto"
+    task: Literal["auto", "image", "video", "detection"] = "auto"
     """Job to train; `auto` reads it off the data."""
     model: str | None = None
     """Architecture name (`openmvit models` lists them); default: the smallest of the task."""
@@ -20,7 +20,7 @@ class Recipe:
     inflation: Literal["centre", "copy"] = "centre"
     """How image weights start a clip network: in the middle frame (the paper) or in every frame (the public code)."""
     data: str | None = None
-    """Folder of class folders, folder with train/ and val/, CSV file `path,label[;label...]`, or a list of videos."""
+    """Folder of class folders, CSV file `path,label[;label...]`, list of videos, or a folder in COCO or YOLO layout."""
     val_fraction: float = 0.1
     """Share of the samples of each class held out when the data has no validation split."""
     resume: str | None = None
@@ -32,7 +32,7 @@ class Recipe:
 
     # -- input -------------------------------------------------------------------------------------------------
     imgsz: int | None = None
-    """Side of the square training and test image in pixels; default: the model's."""
+    """Side of the square training and test image in pixels; default: the model's. Detection: the `lsj` square."""
     mean: tuple[float, float, float] | None = None
     """Channel means, RGB in 0..1; default: the starting weights', else ImageNet's for images and 0.45 for clips."""
     std: tuple[float, float, float] | None = None
@@ -56,11 +56,31 @@ class Recipe:
     crops: int | None = None
     """Crops per clip of that protocol, 1 (centre) or 3 along the longer side; default: 1, with segments 3."""
     short_side: int = 0
-    """Test: short side before cropping; 0 is the published form, imgsz / 0.875 for one crop and imgsz for three."""
+    """Test: short side; 0 is as published: imgsz / 0.875 for one crop of clips, imgsz for three, 800 for detectors."""
     stored_side: int = 256
     """Larger videos are shrunk to this short side first, as the published runs stored theirs; 0 leaves them."""
     reader: Literal["auto", "pyav", "torchcodec"] = "auto"
     """What decodes videos; `auto` is torchcodec where it works and PyAV elsewhere."""
+
+    # -- detection ---------------------------------------------------------------------------------------------
+    pipeline: Literal["multiscale", "lsj", "none"] = "multiscale"
+    """Training images: short side drawn, perhaps after a crop; large-scale jitter on a square; or the test resize."""
+    sides: tuple[int, int] = (480, 800)
+    """`multiscale`: smallest and largest short side in pixels, of which one is drawn in steps of 32."""
+    long_side: int = 1333
+    """Longest side of training (not `lsj`) and test images; the short side gives way."""
+    crop_prob: float = 0.5
+    """`multiscale`: share of the images that are resized to one of `crop_sides` and cropped before."""
+    crop_sides: tuple[int, int, int] = (400, 500, 600)
+    """`multiscale`: short sides before that crop."""
+    crop_range: tuple[int, int] = (384, 600)
+    """`multiscale`: range of the height and of the width of that crop."""
+    scales: tuple[float, float] = (0.1, 2.0)
+    """`lsj`: range of the scale; 1 is the image that just fits into the square of `imgsz`, default 1024."""
+    grey_pad: bool = False
+    """`lsj`: fill the square with grey that counts as image."""
+    aspect_groups: bool = True
+    """Batches of wide or of tall images only, which need less padding."""
 
     # -- augmentation ------------------------------------------------------------------------------------------
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -107,6 +127,12 @@ class Recipe:
     """Learning rate of the first step."""
     min_lr: float = 1.0e-6
     """Learning rate at the end of the cosine."""
+    updates: int = 0
+    """Length of the run in optimiser updates, in place of `epochs`; 0 counts epochs."""
+    warmup_updates: int = 0
+    """With `updates`: updates of linear warm-up, in place of `warmup_epochs`."""
+    decay_at: tuple[int, int] | None = None
+    """With `updates`: after so many the learning rate falls to a tenth, twice, in place of the cosine."""
     layer_decay: float = 1.0
     """Factor on the learning rate per layer below the head; 1 is off."""
 
@@ -118,7 +144,9 @@ class Recipe:
     momentum: float = 0.9
     """SGD's momentum."""
     weight_decay: float = 0.05
-    """Decay of matrices, kernels, relative tables and class token; parameters with one axis have none."""
+    """Decay of the parameters that `decay` names."""
+    decay: Literal["matrices", "not_norms", "vitdet"] = "matrices"
+    """`matrices`: not those with one axis; `not_norms`: not norms and position tables; `vitdet`: as that family."""
     clip_grad: float = 1.0
     """Largest global L2 norm of the gradients; 0 is off."""
 

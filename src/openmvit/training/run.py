@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shlex
 import signal
@@ -22,11 +23,12 @@ from openmvit.training import memory, state
 from openmvit.training.folder import RunFolder, new_folder
 from openmvit.training.heartbeat import Heartbeat
 from openmvit.training.job import Interrupted, Job, Parts
+from openmvit.training.opening import open_task
 from openmvit.training.optim import lr_scale
 from openmvit.training.progress import clock
 from openmvit.training.recipe import Recipe
 from openmvit.training.recipe_file import dump_recipe, load_recipe
-from openmvit.training.tasks import ClassificationTask, freeze, open_task
+from openmvit.training.tasks import Task
 
 
 def train(recipe: Recipe) -> Path:
@@ -69,6 +71,8 @@ def _check(recipe: Recipe) -> None:
         raise UserError("strategy is fsdp and there is one process", "Start it with torchrun --nproc-per-node N")
     if recipe.strategy == "fsdp" and recipe.amp == "fp16":
         raise UserError("strategy fsdp and amp fp16 do not go together", "Use --amp bf16")
+    if not recipe.updates and (recipe.decay_at is not None or recipe.warmup_updates):
+        raise UserError("decay_at and warmup_updates count updates, and updates is 0", "Give --updates N")
     if recipe.device.startswith("cuda:") and processes.launched():
         raise UserError(f"device {recipe.device} is one device and there are several processes", "Use --device cuda")
 
@@ -142,10 +146,13 @@ def _prepare(
     writes, resumed = processes.rank() == 0, state.read(run / "weights") if run is not None else None
     first_line = _say_start(recipe, run, resumed[0]["progress"] if resumed else {}, writes)
     task = open_task(recipe, resumed[0]["about"] if resumed else None)
-    frozen = freeze(task.model, recipe)
+    frozen = task.freeze()
     task.recipe = recipe = _choose_batch(recipe, task, device)
     pin = device.type == "cuda"
     loaders = task.train_loader(int(recipe.batch), pin), task.val_loader(int(recipe.batch), pin)
+    if recipe.updates:
+        per_epoch = -(-loaders[0].steps // recipe.accumulate)
+        task.recipe = recipe = dataclasses.replace(recipe, epochs=-(-recipe.updates // per_epoch))
     if resumed is not None:
         loaders[0].order.load_state_dict(resumed[1]["sampler"])
     else:
@@ -190,20 +197,21 @@ def _say_start(recipe: Recipe, run: Path | None, progress: dict[str, Any], write
     return line
 
 
-def _choose_batch(recipe: Recipe, task: ClassificationTask, device: torch.device) -> Recipe:
+def _choose_batch(recipe: Recipe, task: Task, device: torch.device) -> Recipe:
     """Resolve `batch: auto`: on CUDA by real steps, elsewhere by the estimate against half of the free memory."""
     if recipe.batch != "auto":
         return recipe
-    samples = len(task.data.splits["train"]) // processes.world_size()
+    samples = task.samples() // processes.world_size()
     # At least eight updates per epoch: larger batches would only slow learning down.
     limit = max(min(memory.MAX_AUTO_BATCH, samples // (8 * recipe.accumulate)), recipe.repeats)
     model = task.model.train()
     model.set_grad_checkpointing(recipe.grad_ckpt)
     if device.type == "cuda":
-        model, sample = model.to(device), task.sample_input().to(device)
-        batch = memory.largest_batch(limit, lambda n: memory.real_step_fits(model, sample, recipe, n), recipe.repeats)
+        model.to(device)
+        fits = functools.partial(memory.real_step_fits, model, task.probe, recipe)
+        batch = memory.largest_batch(limit, fits, recipe.repeats)
     else:
-        guess = memory.estimate(model, task.sample_input(), recipe)
+        guess = memory.estimate(model, task.probe, recipe)
         free = memory.available(device) / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if not free:
             raise UserError("batch is auto and this system does not say how much memory is free", "Give --batch N")
@@ -224,12 +232,12 @@ def _describe(job: Job) -> None:
         f"Learning rate {r.lr:.3e} per {r.lr_batch or samples} samples -> {r.lr * lr_scale(r, samples):.3e} for "
         f"{samples} samples per update (batch {r.batch} x accumulate {r.accumulate} x processes {world})"
     )
-    if r.warmup_epochs >= r.epochs:
+    if not r.updates and r.warmup_epochs >= r.epochs:
         say(f"The warm-up of {r.warmup_epochs:g} epochs is as long as the run or longer: the peak is not reached")
     model.train()
     model.set_grad_checkpointing(r.grad_ckpt)
     shards = world if r.strategy == "fsdp" else 1
-    guess = memory.estimate(model, task.sample_input().to(next(model.parameters()).device), r, shards)
+    guess = memory.estimate(model, task.probe, r, shards)
     free = memory.available(job.parts.device)
     say(
         f"Memory about {guess.total(int(r.batch)):.2f} GB per process at batch {r.batch} "
