@@ -34,6 +34,7 @@ def heads_of(seed=0, liveliness=1.0, **changes):
     for predictor in heads.box_predictors:
         nn.init.normal_(predictor.bbox_pred.weight, std=0.3 * liveliness)
         nn.init.normal_(predictor.cls_score.weight, std=0.3 * liveliness)
+    nn.init.normal_(heads.mask_predictor.mask_fcn_logits.weight, std=0.3)
     return heads
 
 

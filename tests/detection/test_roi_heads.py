@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torchvision.ops import clip_boxes_to_image
 
 from detection.cascade_loops import (
@@ -170,8 +171,11 @@ def test_nothing_proposed_nothing_found(norm):
     assert [len(d) for d in heads.detect(maps, [b[:0] for b in boxes], SIZES, with_masks=False)] == [0, 0]
 
 
-def test_losses_and_boxes_are_float32_under_autocast():
-    heads, (maps, boxes, targets) = heads_of(liveliness=0.0, **CASCADE, score_threshold=0.0), scene()
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
+def test_losses_and_boxes_are_float32_under_autocast(scores):
+    heads, (maps, boxes, targets) = heads_of(**CASCADE, score_threshold=0.0, scores=scores), scene()
+    for predictor in heads.box_predictors:
+        nn.init.zeros_(predictor.bbox_pred.weight)
     wanted = heads(maps, boxes, SIZES, targets)
     with torch.autocast("cpu", torch.bfloat16):
         losses = heads([m.bfloat16() for m in maps], boxes, SIZES, targets)
@@ -183,5 +187,6 @@ def test_losses_and_boxes_are_float32_under_autocast():
     for one, proposals, size in zip(found, boxes, SIZES, strict=True):
         near = clip_boxes_to_image(proposals, size)
         assert one.boxes.dtype == one.scores.dtype == one.mask_probs.dtype == torch.float32
+        assert (one.scores.bfloat16().float() != one.scores).any()
         # Heads that move nothing give the proposals back, to the last bits.
         assert all((near - box).abs().amax(dim=1).min() < 1e-4 for box in one.boxes)
