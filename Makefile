@@ -1,4 +1,4 @@
-# make demo | demo-video | test | test-lowest | check | format | parity | parity-detection | bench
+# make demo | demo-video | demo-detection | test | test-lowest | check | format | parity | parity-detection | bench
 # uv is used when it is installed, plain pip otherwise. PYTHON=python3.12 chooses the interpreter.
 
 VENV ?= .venv
@@ -20,13 +20,16 @@ endif
 TORCH := 'torch!=2.13.0'
 TORCH_LOWEST := 'torch==2.11.*' 'torchvision==0.26.*'
 
-.PHONY: demo demo-video test test-slow test-lowest check format parity parity-detection bench
+.PHONY: demo demo-video demo-detection test test-slow test-lowest check format parity parity-detection bench
 
 demo: $(VENV)/.stamp-package
 	$(BIN)/openmvit demo image
 
 demo-video: $(VENV)/.stamp-package
 	$(BIN)/openmvit demo video
+
+demo-detection: $(VENV)/.stamp-package
+	$(BIN)/openmvit demo detection
 
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)

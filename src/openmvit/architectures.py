@@ -109,6 +109,22 @@ _CASCADE: dict[str, Any] = {
     "box_fcs": (1024,),
 }
 _SQUARE: dict[str, Any] = {"neck_norm": "ln", "head_norm": "ln", "square_pad": 1024}
+# Ours, for the demo: few channels and proposals, anchors of small things, heads without convolutions for boxes.
+_MICRO: dict[str, Any] = {
+    "backbone": ARCHITECTURES["mvitv2_micro"]
+    | {"num_classes": 0, "window": (16, 16), "window_pattern": "hybrid", "global_kv_stride_factor": 1},
+    "num_classes": 10,
+    "channels": 64,
+    "anchor_sizes": (16.0, 32.0, 64.0, 128.0),
+    "rpn_candidates": (200, 100),
+    "rpn_proposals": (100, 50),
+    "rpn_samples": 128,
+    "roi_samples": 48,
+    "box_fcs": (128, 128),
+    "mask_convs": (64, 64),
+    "max_detections": 20,
+}
+_STAGES = ("stage_iou", "coder_weights", "class_agnostic")
 
 DETECTORS: dict[str, dict[str, Any]] = {
     **{f"mask_rcnn_mvitv2_{size}": {"backbone": _BACKBONES[size]} for size in ("tiny", "small", "base", "large")},
@@ -117,6 +133,8 @@ DETECTORS: dict[str, dict[str, Any]] = {
         f"cascade_mask_rcnn_mvitv2_{size}_ln": {"backbone": _BACKBONES[size]} | _CASCADE | _SQUARE
         for size in ("base", "large", "huge")
     },
+    "mask_rcnn_mvitv2_micro": _MICRO,
+    "cascade_mask_rcnn_mvitv2_micro": _MICRO | {key: _CASCADE[key] for key in _STAGES},
 }
 """Name -> fields of DetectorConfig that differ from its defaults."""
 

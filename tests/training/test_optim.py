@@ -6,17 +6,22 @@ import pytest
 import torch
 
 from openmvit.config import MViTConfig
+from openmvit.detection.detector import Detector
 from openmvit.model import MViT
 from openmvit.training.ema import Ema
+from openmvit.training.layers import decayed
 from openmvit.training.optim import (
     learning_rate,
     lr_scale,
     make_optimizer,
     parameter_groups,
+    scheduled_rate,
     set_learning_rate,
     soft_cross_entropy,
 )
 from openmvit.training.recipe import Recipe
+from openmvit.training.recipe_file import load_recipe
+from openmvit.zoo.detectors import detector_config
 
 
 def tiny() -> MViT:
@@ -105,3 +110,62 @@ def test_average_follows_its_formula_and_the_swap_is_exact() -> None:
         assert torch.equal(model.weight, mean)
     assert torch.equal(model.weight, own)
     assert torch.equal(average.weights["weight"], mean)
+
+
+def test_step_schedule_of_the_published_detectors() -> None:
+    recipe = load_recipe("coco/mask_rcnn_mvitv2_tiny")
+    assert lr_scale(recipe, 64) == 1.0
+
+    def rate(update: int) -> float:
+        return scheduled_rate(recipe, 0.0, update, 1.0)
+
+    assert rate(0) == pytest.approx(1.6e-7) and rate(125) == pytest.approx(1.6e-4 * 0.5005)
+    assert rate(250) == rate(52_499) == 1.6e-4
+    assert rate(52_500) == rate(62_499) == pytest.approx(1.6e-5)
+    assert rate(62_500) == rate(67_499) == pytest.approx(1.6e-6)
+
+
+def test_cosine_over_updates() -> None:
+    recipe = Recipe(updates=100, warmup_updates=20, lr=1.0, warmup_lr=0.0, min_lr=0.0)
+    found = [scheduled_rate(recipe, 9.9, update, 1.0) for update in (0, 10, 20, 60, 100)]
+    assert found == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0])
+
+
+def detector(name: str) -> torch.nn.Module:
+    with torch.device("meta"):
+        return Detector(detector_config(name))
+
+
+def test_detectors_decay_everything_but_norms_and_relative_tables() -> None:
+    model = detector("cascade_mask_rcnn_mvitv2_tiny")
+    found = decayed(model, "not_norms")
+    for name, _ in model.named_parameters():
+        module = model.get_submodule(name.rpartition(".")[0])
+        is_norm = type(module).__name__ in ("LayerNorm", "BatchNorm2d")
+        assert (name in found) == (not is_norm and "rel_pos" not in name), name
+    assert "backbone.model.blocks.0.mlp.fc1.bias" in found and "neck.fpn.inner_blocks.0.0.bias" in found
+
+
+def test_the_vitdet_family_also_decays_tables_and_the_norms_outside_of_the_backbone() -> None:
+    model = detector("cascade_mask_rcnn_mvitv2_base_ln")
+    found = decayed(model, "vitdet")
+    assert "backbone.model.blocks.0.attn.rel_pos_h" in found and "backbone.model.blocks.0.norm1.weight" not in found
+    assert "backbone.norms.0.weight" not in found and "backbone.model.blocks.0.attn.norm_k.bias" not in found
+    outside = {name for name, _ in model.named_parameters() if not name.startswith("backbone.")}
+    assert outside <= found
+    plain = decayed(model, "not_norms")
+    left = {name for name in outside if name not in plain}
+    assert left and all(type(model.get_submodule(n.rpartition(".")[0])).__name__ == "LayerNorm2d" for n in left)
+
+
+def test_batch_statistics_are_averaged_with_the_weights() -> None:
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    ema = Ema(model, 0.75)
+    with torch.no_grad():
+        for value in (model[0].weight, model[0].running_mean):
+            value.fill_(4.0)
+    ema.update(model)
+    assert ema.weights["0.weight"].tolist() == [1.75] * 3 and ema.weights["0.running_mean"].tolist() == [1.0] * 3
+    with ema.applied(model):
+        assert model[0].running_mean.tolist() == [1.0] * 3
+    assert model[0].running_mean.tolist() == [4.0] * 3
