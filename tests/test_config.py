@@ -5,7 +5,8 @@ import json
 import pytest
 
 from openmvit.architectures import model_config
-from openmvit.config import MViTConfig, pooled_grid
+from openmvit.block_config import pooled_grid
+from openmvit.config import MViTConfig
 from openmvit.errors import UserError
 from openmvit.zoo import list_models
 

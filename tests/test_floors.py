@@ -25,20 +25,30 @@ FLOORS: list[set[str]] = [
     {"cli"},
     {"__init__", "__main__"},
 ]
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms} | {"errors": -2, "records": -1}
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms} | {
+    "errors": -2,
+    "records": -1,
+    "block_config": -1,
+}
 SIDEWAYS = {("nn", "config")}
 
 DELETABLE = ("training", "hub", "detection", "action")
 # Rooms and modules that may need a deleted folder at import: those above it which exist to run it.
-MAY_NEED = {"training": {"cli", "demo"}, "hub": {"cli"}, "detection": {"cli", "detection", "detectors"}, "action": {"cli"}}
+MAY_NEED = {
+    "training": {"cli", "demo"},
+    "hub": {"cli"},
+    "detection": {"cli", "detection", "detectors"},
+    "action": {"cli"},
+}
 
 # What a module may import when it is imported: the rest is imported by the function that needs it.
 PLAIN = {"torch", "torchvision", "safetensors", "numpy", "yaml", "PIL", "av", "openmvit"} | sys.stdlib_module_names
 BARE = {"torch", "torchvision", "safetensors", "openmvit"} | sys.stdlib_module_names
 ENGINE = {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities"}
 
-# Windows and the form of attention that never holds all scores took the core from 1,040 lines to this.
-CORE_LINES = 1200
+# Records, windows and the form of attention that never holds all scores took the core from 1,040 lines to this.
+CORE = ("records.py", "block_config.py", "config.py", "model.py")
+CORE_LINES = 1300
 FILE_LINES = 400
 FUNCTION_LINES = 40
 ARGUMENTS = 8
@@ -268,7 +278,7 @@ def lines(path: Path) -> int:
 
 
 def test_the_core_stays_small():
-    core = [PACKAGE / "config.py", PACKAGE / "model.py", *sorted((PACKAGE / "nn").glob("*.py"))]
+    core = [*(PACKAGE / name for name in CORE), *sorted((PACKAGE / "nn").glob("*.py"))]
     sizes = {path.name: lines(path) for path in core}
     assert sum(sizes.values()) <= CORE_LINES, sizes
 

@@ -1,0 +1,98 @@
+"""What one block is: pure arithmetic on a record, standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+Size = tuple[int, ...]
+PoolMode = Literal["conv", "conv_unshared", "max", "avg"]
+AbsolutePosition = Literal["none", "joint", "separable", "sincos"]
+RelativePosition = Literal["none", "decomposed"]
+WindowPattern = Literal["all", "hybrid"]
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """What one block is. Sizes are tokens along each axis, (h, w) or (t, h, w), coarsest axis first.
+
+    `grid` is what the input size of the model gives by convolution arithmetic; the block itself runs on any grid.
+    `table_grid` is the grid its relative tables are made for: the authors halve rounding down, convolutions round up.
+    An empty kernel means that there is no pool, an empty `window` (tokens of the input grid) that attention is global.
+    """
+
+    index: int
+    stage: int
+    dim: int
+    dim_attn: int
+    dim_out: int
+    num_heads: int
+    grid: Size
+    table_grid: Size
+    kernel_q: Size
+    stride_q: Size
+    kernel_kv: Size
+    stride_kv: Size
+    window: Size
+    pool_mode: PoolMode
+    pool_first: bool
+    separate_qkv: bool
+    qkv_bias: bool
+    residual_pooling: bool
+    relative_position: RelativePosition
+    mlp_ratio: float
+    drop_path: float
+    layer_scale: float
+    norm_eps: float
+    pool_norm_eps: float
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head."""
+        return self.dim_attn // self.num_heads
+
+    @property
+    def q_grid(self) -> Size:
+        """Tokens along each axis after the block."""
+        return pooled_grid(self.grid, self.kernel_q, self.stride_q)
+
+    @property
+    def kv_grid(self) -> Size:
+        """Tokens along each axis of the pooled keys and values."""
+        return pooled_grid(self.grid, self.kernel_kv, self.stride_kv)
+
+    @property
+    def q_window(self) -> Size:
+        """Queries of a window along each axis."""
+        return tuple(w // s for w, s in zip(self.window, self.stride_q, strict=False))
+
+    @property
+    def kv_window(self) -> Size:
+        """Keys of a window along each axis."""
+        return tuple(w // s for w, s in zip(self.window, self.stride_kv, strict=False))
+
+    @property
+    def skip_kernel(self) -> Size:
+        """Kernel of the max pool on the skip path; empty where the block keeps its grid."""
+        return kernel_of(self.stride_q) if prod(self.stride_q) > 1 else ()
+
+    @property
+    def table_lengths(self) -> Size:
+        """Rows of the relative table of each axis."""
+        if self.relative_position == "none":
+            return ()
+        sides = zip(self.table_grid, self.stride_q, self.stride_kv, strict=True)
+        return tuple(2 * max(n // q, n // kv, 1) - 1 for n, q, kv in sides)
+
+
+def pooled_grid(grid: Size, kernel: Size, stride: Size) -> Size:
+    """Grid after a pool with padding kernel // 2, rounding as convolutions do; an empty kernel changes nothing."""
+    if not kernel:
+        return grid
+    return tuple((n + 2 * (k // 2) - k) // s + 1 for n, k, s in zip(grid, kernel, stride, strict=True))
+
+
+def kernel_of(stride: Size) -> Size:
+    """Pooling kernel that a stride asks for where none is given: s + 1, or 1 where s = 1."""
+    return tuple(s + 1 if s > 1 else 1 for s in stride)
