@@ -31,3 +31,16 @@ def test_demo_video(tmp_path, capsys):
     assert last
     assert float(last[1]) >= 0.95 and abs(float(last[2]) - 1 / 8) <= 0.10
     assert (tmp_path / "demo" / "pictures" / "clips.png").is_file()
+
+
+@pytest.mark.slow
+def test_demo_detection(tmp_path, capsys):
+    assert main(["demo", "detection", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 0
+    last = re.fullmatch(
+        r"demo detection box_ap50=(\d\.\d\d) mask_ap50=(\d\.\d\d) cascade_ap75=(\d\.\d\d) seconds=(\d+)",
+        capsys.readouterr().out.splitlines()[-1],
+    )
+    assert last
+    assert float(last[1]) >= 0.75 and float(last[2]) >= 0.70 and float(last[3]) > 0.3
+    assert len(list((tmp_path / "demo" / "pictures").iterdir())) >= 12
+    assert (tmp_path / "demo" / "detection" / "exp" / "predictions.png").is_file()

@@ -228,11 +228,12 @@ def test_image_weights_start_a_clip_network(videos: Path, tmp_path: Path) -> Non
 
 def test_times_of_a_list_survive_joining_the_splits(videos: Path, tmp_path: Path) -> None:
     from openmvit.data.videos import open_videos
-    from openmvit.validate.run import _table
+    from openmvit.validate.heldout import split_of
 
     clip = next((videos / "train").rglob("*.mp4"))
     rows = [f"{clip},a,0,0.25,train", f"{clip},b,0.1,0.25,train", f"{clip},b,0.15,0.2,val"]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,start,end,split", *rows]) + "\n")
-    whole: SampleTable = _table(open_videos(tmp_path / "list.csv"), "all")
+    whole = split_of(open_videos(tmp_path / "list.csv"), "all")
+    assert isinstance(whole, SampleTable)
     assert [whole.span(i) for i in range(3)] == [(0.0, 0.25), (0.1, 0.25), (0.15, 0.2)]
     assert [whole.labels(i) for i in range(3)] == [(0,), (1,), (1,)]
