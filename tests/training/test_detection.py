@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from openmvit import checkpoint, zoo
+from openmvit.cli import main
 from openmvit.config import MViTConfig
 from openmvit.data.generated_detection import write_digit_scenes
 from openmvit.detection.config import DetectorConfig
@@ -294,3 +295,14 @@ def test_pictures_per_class_count_a_picture_once(recipe: Recipe) -> None:
         for label in set(table.annotations(i).labels.tolist()):
             expected[label] += 1
     assert counts == expected and math.fsum(counts) > 0
+
+
+def test_annotated_pictures_without_a_recipe_start_from_the_preset(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", str(recipe.model), "--weights", "none", "--epochs", "1", "--batch", "4", "--plots", "false"]
+    words += ["--sides", "48,64", "--short-side", "64", "--crop-prob", "0", "--device", "cpu", "--workers", "0"]
+    assert main(["train", "--data", str(recipe.data), *words, "--out-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("Recipe detection/small, since the data are annotated images")
+    used = load_recipe(tmp_path / "detection" / "exp" / "args.yaml")
+    assert (used.decay, used.accumulate, used.weight_decay) == ("not_norms", 4, 0.1)
