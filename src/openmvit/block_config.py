@@ -8,6 +8,7 @@ from typing import Literal
 
 Size = tuple[int, ...]
 PoolMode = Literal["conv", "conv_unshared", "max", "avg"]
+Fusion = Literal["none", "mean", "mlp"]
 AbsolutePosition = Literal["none", "joint", "separable", "sincos"]
 RelativePosition = Literal["none", "decomposed"]
 WindowPattern = Literal["all", "hybrid"]
@@ -19,6 +20,7 @@ class BlockConfig:
 
     `grid` is what the input size of the model gives by convolution arithmetic; the block itself runs on any grid.
     `table_grid` is the grid its relative tables are made for: the authors halve rounding down, convolutions round up.
+    `fusion` says how the two streams of a reversible network join before the block.
     An empty kernel means that there is no pool, an empty `window` (tokens of the input grid) that attention is global.
     """
 
@@ -27,6 +29,7 @@ class BlockConfig:
     dim: int
     dim_attn: int
     dim_out: int
+    fusion: Fusion
     num_heads: int
     grid: Size
     table_grid: Size

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from openmvit.block_config import (
     AbsolutePosition,
     BlockConfig,
+    Fusion,
     PoolMode,
     RelativePosition,
     Size,
@@ -77,6 +78,9 @@ class MViTConfig:
     absolute_position: AbsolutePosition = "none"
     relative_position: RelativePosition = "decomposed"
     rel_pos_zero_init: bool = False
+    reversible: Fusion = "none"
+    """Two streams, recomputed in the backward pass instead of kept; joined where a stage starts by their mean or an MLP
+    on both (Rev-MViT)."""
     norm_stem: bool = False
     global_pool: Literal["auto", "token", "avg"] = "auto"
     """What the head reads: the class token or the mean of the grid; `auto` is the token where there is one."""
@@ -126,12 +130,17 @@ class MViTConfig:
         """Channels at the end of each stage, as `forward_features` gives them."""
         ends = [sum(self.depths[: s + 1]) - 1 for s in range(len(self.depths))]
         blocks = self.blocks()
-        return tuple(blocks[i].dim_out for i in ends)
+        return tuple(blocks[i].dim_out * self.streams for i in ends)
 
     @property
     def num_features(self) -> int:
         """Channels that the head reads."""
-        return self.embed_dim * 2 ** (len(self.depths) - 1)
+        return self.embed_dim * 2 ** (len(self.depths) - 1) * self.streams
+
+    @property
+    def streams(self) -> int:
+        """Streams that run beside each other: 2 in reversible networks."""
+        return 1 if self.reversible == "none" else 2
 
     def replace(self, **changes: Any) -> MViTConfig:
         """A copy with some fields changed; an unknown field is a UserError naming the nearest."""
@@ -178,9 +187,10 @@ def _expand(c: MViTConfig) -> Iterator[BlockConfig]:
             block = BlockConfig(
                 index=index,
                 stage=stage,
-                dim=dim,
+                dim=width if first and c.reversible == "mlp" else dim,
                 dim_attn=width if c.dim_mul_in_attention else dim,
                 dim_out=width * 2 if last_of_stage and not c.dim_mul_in_attention else width,
+                fusion=c.reversible if first else "none",
                 num_heads=c.num_heads * 2**stage,
                 grid=grid,
                 table_grid=table_grid,
@@ -252,6 +262,7 @@ def _check(c: MViTConfig) -> None:
         raise UserError(f"embed_dim {c.embed_dim} is no multiple of num_heads {c.num_heads}", "Change one of them")
     _check_pools(c)
     _check_tokens(c)
+    _check_streams(c)
     _check_windows(c)
 
 
@@ -295,6 +306,19 @@ def _check_tokens(c: MViTConfig) -> None:
     if c.absolute_position == "sincos" and c.embed_dim % parts:
         raise UserError(
             f"absolute_position is 'sincos' and embed_dim {c.embed_dim} is no multiple of {parts}", "Change one of them"
+        )
+
+
+def _check_streams(c: MViTConfig) -> None:
+    if c.reversible == "none":
+        return
+    for name, accepted in (("cls_token", False), ("layer_scale", 0), ("window", None), ("pool_first", False)):
+        if getattr(c, name) != accepted:
+            raise UserError(f"reversible is {c.reversible!r} and {name} is {getattr(c, name)}", f"Accepted: {accepted}")
+    if not c.dim_mul_in_attention or min(c.depths[1:], default=2) < 2:
+        raise UserError(
+            f"reversible is {c.reversible!r}, dim_mul_in_attention {c.dim_mul_in_attention} and depths {c.depths}",
+            "Widths grow in attention there, and every stage after the first needs two blocks",
         )
 
 
