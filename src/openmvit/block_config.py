@@ -10,8 +10,9 @@ Size = tuple[int, ...]
 PoolMode = Literal["conv", "conv_unshared", "max", "avg"]
 Fusion = Literal["none", "mean", "mlp"]
 AbsolutePosition = Literal["none", "joint", "separable", "sincos"]
-RelativePosition = Literal["none", "decomposed"]
-WindowPattern = Literal["all", "hybrid"]
+RelativePosition = Literal["none", "decomposed", "joint", "time", "space", "joint_space"]
+RelativeTerms = Literal["q", "k", "v", "qk", "qv", "kv", "qkv"]
+WindowPattern = Literal["all", "shifted", "hybrid"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class BlockConfig:
     """What one block is. Sizes are tokens along each axis, (h, w) or (t, h, w), coarsest axis first.
 
     `grid` is what the input size of the model gives by convolution arithmetic; the block itself runs on any grid.
-    `table_grid` is the grid its relative tables are made for: the authors halve rounding down, convolutions round up.
+    `table_grid` is the grid its relative tables are made for: its window, or the grid by the authors' halving, which
+    rounds down where convolutions round up.
     `fusion` says how the two streams of a reversible network join before the block.
     An empty kernel means that there is no pool, an empty `window` (tokens of the input grid) that attention is global.
     """
@@ -38,12 +40,15 @@ class BlockConfig:
     kernel_kv: Size
     stride_kv: Size
     window: Size
+    shifted: bool
     pool_mode: PoolMode
     pool_first: bool
     separate_qkv: bool
     qkv_bias: bool
     residual_pooling: bool
     relative_position: RelativePosition
+    relative_terms: RelativeTerms
+    relative_scaled: bool
     mlp_ratio: float
     drop_path: float
     layer_scale: float
@@ -81,12 +86,45 @@ class BlockConfig:
         return kernel_of(self.stride_q) if prod(self.stride_q) > 1 else ()
 
     @property
+    def relative_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Axes that share a relative table, a group per table; empty without relative positions."""
+        axes = range(len(self.grid))
+        match self.relative_position:
+            case "none":
+                return ()
+            case "joint":
+                return (tuple(axes),)
+            case "time":
+                return ((0,),)
+            case "space":
+                return tuple((a,) for a in axes[-2:])
+            case "joint_space":
+                return (*((a,) for a in axes[:-2]), tuple(axes[-2:]))
+        return tuple((a,) for a in axes)
+
+    @property
+    def fits_channels(self) -> bool:
+        """Whether the relative terms can be written as channels of queries and keys."""
+        return self.relative_terms == "q" and all(len(group) == 1 for group in self.relative_groups)
+
+    @property
     def table_lengths(self) -> Size:
-        """Rows of the relative table of each axis."""
-        if self.relative_position == "none":
-            return ()
+        """Distances along each axis for which its relative table has a row."""
         sides = zip(self.table_grid, self.stride_q, self.stride_kv, strict=True)
         return tuple(2 * max(n // q, n // kv, 1) - 1 for n, q, kv in sides)
+
+    @property
+    def relative_tables(self) -> dict[str, Size]:
+        """Name and shape `(*lengths, head_dim)` of every relative table; `k_` and `v_` mark those of keys, values."""
+        names, lengths = "thw"[-len(self.grid) :], self.table_lengths
+        return {
+            f"rel_pos_{'' if term == 'q' else f'{term}_'}{''.join(names[a] for a in group)}": (
+                *(lengths[a] for a in group),
+                self.head_dim,
+            )
+            for term in self.relative_terms
+            for group in self.relative_groups
+        }
 
 
 def pooled_grid(grid: Size, kernel: Size, stride: Size) -> Size:

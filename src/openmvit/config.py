@@ -15,6 +15,7 @@ from openmvit.block_config import (
     Fusion,
     PoolMode,
     RelativePosition,
+    RelativeTerms,
     Size,
     WindowPattern,
     kernel_of,
@@ -59,10 +60,15 @@ class MViTConfig:
     """K/V stride of stage 1; divided by `stride_q` at each stage start, at least 1."""
     stride_kv: tuple[Size, ...] | None = None
     """K/V stride of each stage, instead of `adaptive_kv_stride`."""
-    window: Size | None = None
-    """Attention inside windows of so many stage-1 tokens, which shrink with the grid; None attends to all."""
+    window: Size | tuple[Size, ...] | None = None
+    """Attention inside windows of so many tokens of the queries' grid: of stage 1, from where it shrinks with the grid,
+    or one window per stage. A stage's first block, whose queries are pooled, sees keys of a larger part of its grid.
+    None attends to all."""
     window_pattern: WindowPattern = "all"
-    """Blocks that use windows: `all`, or `hybrid`: all but the last one of stages 2, 3, ..."""
+    """Blocks that use windows: `all`; `shifted`: all, in every second block moved by half a window (Swin); `hybrid`:
+    all but the last one of stages 2, 3, ... (Hwin)."""
+    global_blocks: tuple[int, ...] | None = None
+    """The blocks without windows in `hybrid`, instead of those."""
     global_kv_stride_factor: int = 1
     """Factor on the K/V stride of the global blocks of `hybrid`, except the network's last block."""
     pool_kv_at_stride_one: bool = True
@@ -77,6 +83,12 @@ class MViTConfig:
     cls_token: bool = False
     absolute_position: AbsolutePosition = "none"
     relative_position: RelativePosition = "decomposed"
+    """Learned term of attention: `decomposed` has a table per axis, `joint` one for all; of clips `time` and `space`
+    have tables for these axes alone, and `joint_space` one for time and one for space."""
+    relative_terms: RelativeTerms = "q"
+    """What the relative tables meet: queries, keys, values (paper, Table A.4), each with tables of its own."""
+    relative_scaled: bool = False
+    """Divide the relative terms by sqrt(c) like q k, as printed in the paper; the released code does not."""
     rel_pos_zero_init: bool = False
     reversible: Fusion = "none"
     """Two streams, recomputed in the backward pass instead of kept; joined where a stage starts by their mean or an MLP
@@ -117,6 +129,16 @@ class MViTConfig:
     def patch_grid(self) -> Size:
         """Nominal tokens after the stem, as the authors size position tables: input // stride."""
         return tuple(n // s for n, s in zip(self.input_size, self.patch_stride, strict=True))
+
+    @property
+    def windows(self) -> tuple[Size, ...]:
+        """Window on the queries' grid, for every stage; empty without windows."""
+        given = self.window or ()
+        sides = tuple(n for n in given if isinstance(n, int))
+        if not sides:
+            return tuple(own for own in given if isinstance(own, tuple))
+        stages = range(len(self.depths))
+        return tuple(tuple(n // s**i for n, s in zip(sides, self.stride_q, strict=False)) for i in stages)
 
     @property
     def head_reads(self) -> Literal["token", "avg"]:
@@ -182,8 +204,10 @@ def _expand(c: MViTConfig) -> Iterator[BlockConfig]:
         for i in range(depth):
             first, last_of_stage = i == 0 and stage > 0, i == depth - 1 and stage < len(c.depths) - 1
             stride_q = c.stride_q if first else ones
-            whole = c.window_pattern == "hybrid" and stage > 0 and i == depth - 1
+            whole = c.window is None or _is_global(c, index, stage, last=i == depth - 1)
             stride_kv = _stride_kv(c, stage, whole)
+            # Of the input grid: in a stage's first block larger by the stride of its queries.
+            window = () if whole else tuple(n * s for n, s in zip(c.windows[stage], stride_q, strict=True))
             block = BlockConfig(
                 index=index,
                 stage=stage,
@@ -193,18 +217,21 @@ def _expand(c: MViTConfig) -> Iterator[BlockConfig]:
                 fusion=c.reversible if first else "none",
                 num_heads=c.num_heads * 2**stage,
                 grid=grid,
-                table_grid=table_grid,
+                table_grid=window or table_grid,
                 kernel_q=_kernel(c, stride_q) if first or c.full_q_pooling else (),
                 stride_q=stride_q,
                 kernel_kv=_kernel(c, stride_kv) if c.pool_kv_at_stride_one or prod(stride_kv) > 1 else (),
                 stride_kv=stride_kv,
-                window=() if whole else _window(c, stage - first),
+                window=window,
+                shifted=c.window_pattern == "shifted" and index % 2 == 1,
                 pool_mode=c.pool_mode,
                 pool_first=c.pool_first,
                 separate_qkv=c.separate_qkv,
                 qkv_bias=c.qkv_bias,
                 residual_pooling=c.residual_pooling,
                 relative_position=c.relative_position,
+                relative_terms=c.relative_terms,
+                relative_scaled=c.relative_scaled,
                 mlp_ratio=c.mlp_ratio,
                 drop_path=c.drop_path_rate * index / max(c.depth - 1, 1),
                 layer_scale=c.layer_scale,
@@ -218,7 +245,7 @@ def _expand(c: MViTConfig) -> Iterator[BlockConfig]:
 
 def _stride_kv(c: MViTConfig, stage: int, whole: bool) -> Size:
     """K/V stride of a stage; `whole` for a global block among windows."""
-    factor = c.global_kv_stride_factor if whole and stage < len(c.depths) - 1 else 1
+    factor = c.global_kv_stride_factor if whole and c.window and stage < len(c.depths) - 1 else 1
     if c.stride_kv is not None:
         return tuple(s * factor for s in c.stride_kv[stage])
     stride = c.adaptive_kv_stride or (1,) * c.ndim
@@ -227,9 +254,10 @@ def _stride_kv(c: MViTConfig, stage: int, whole: bool) -> Size:
     return tuple(s * factor for s in stride)
 
 
-def _window(c: MViTConfig, halvings: int) -> Size:
-    """Window on a grid that was pooled so often: a stage's first block still has the window of the stage before."""
-    return tuple(n // s**halvings for n, s in zip(c.window or (), c.stride_q, strict=False))
+def _is_global(c: MViTConfig, index: int, stage: int, *, last: bool) -> bool:
+    if c.window_pattern != "hybrid":
+        return False
+    return stage > 0 and last if c.global_blocks is None else index in c.global_blocks
 
 
 def _kernel(c: MViTConfig, stride: Size) -> Size:
@@ -237,7 +265,7 @@ def _kernel(c: MViTConfig, stride: Size) -> Size:
     return () if prod(kernel) == 1 and prod(stride) == 1 else kernel
 
 
-_OPTIONAL = ("kernel_qkv", "adaptive_kv_stride", "window")
+_OPTIONAL = ("kernel_qkv", "adaptive_kv_stride")
 
 
 def _check(c: MViTConfig) -> None:
@@ -263,6 +291,7 @@ def _check(c: MViTConfig) -> None:
     _check_pools(c)
     _check_tokens(c)
     _check_streams(c)
+    _check_relative(c)
     _check_windows(c)
 
 
@@ -324,17 +353,32 @@ def _check_streams(c: MViTConfig) -> None:
 
 def _check_windows(c: MViTConfig) -> None:
     if c.window is None:
-        if c.window_pattern != "all" or c.global_kv_stride_factor != 1:
-            raise UserError("window_pattern or global_kv_stride_factor is given and window is not", "Give a window")
+        if c.window_pattern != "all" or c.global_kv_stride_factor != 1 or c.global_blocks is not None:
+            raise UserError("A field of windows is given and window is not", "Give a window")
         return
+    if len(c.windows) != len(c.depths) or any(len(w) != c.ndim or min(w) < 1 for w in c.windows):
+        raise UserError(
+            f"window {c.window} fits neither input_size {c.input_size} nor depths {c.depths}",
+            f"Give {c.ndim} values that last for {len(c.depths)} stages, or {len(c.depths)} times {c.ndim}",
+        )
     if c.cls_token:
         raise UserError(f"window is {c.window} and cls_token is true", "A class token belongs to no window: drop one")
+    if c.global_blocks is not None and (c.window_pattern != "hybrid" or not set(c.global_blocks) < {*range(c.depth)}):
+        raise UserError(f"global_blocks is {c.global_blocks}", "Accepted with window_pattern: hybrid, blocks from 0")
     for block in _expand(c):
-        if any(w % s or w % q for w, s, q in zip(block.window, block.stride_kv, block.stride_q, strict=False)):
+        if any(w % s for w, s in zip(block.window, block.stride_kv, strict=False)):
             raise UserError(
-                f"window {c.window} becomes {block.window} in block {block.index}, whose query and K/V strides are "
-                f"{block.stride_q} and {block.stride_kv}",
+                f"window {c.window} becomes {block.window} in block {block.index}, whose K/V stride is "
+                f"{block.stride_kv}",
                 "Choose a window that the strides divide",
             )
         if any(k % 2 == 0 for k in block.kernel_kv):
             raise UserError("window needs odd pooling kernels", "Give kernel_qkv")
+
+
+def _check_relative(c: MViTConfig) -> None:
+    if c.relative_position in ("time", "space", "joint_space") and c.ndim < 3:
+        raise UserError(
+            f"relative_position is {c.relative_position!r} and input_size {c.input_size} has {c.ndim} axes",
+            "Accepted for images: none, decomposed, joint",
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def _block_row(block: BlockConfig) -> dict[str, Any]:
         "kernel_q": list(block.kernel_q),
         "kernel_kv": list(block.kernel_kv),
         "window": list(block.window),
-        "tables": list(block.table_lengths),
+        "tables": [prod(shape[:-1]) for shape in block.relative_tables.values()],
     }
 
 

@@ -79,9 +79,9 @@ def attention(module, x: Tensor, grid, has_cls: bool):
         parts[name], grids[name] = t, g
     q, k, v = parts["q"], parts["k"], parts["v"]
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if config.table_lengths:
+    if config.relative_groups:
         bias = torch.zeros_like(logits)
-        tables = [resized(t, a, b) for t, a, b in zip(module.tables, grids["q"], grids["k"], strict=True)]
+        tables = [resized(t, a, b) for t, a, b in zip(module.tables(), grids["q"], grids["k"], strict=True)]
         q_positions = list(itertools.product(*map(range, grids["q"])))
         k_positions = list(itertools.product(*map(range, grids["k"])))
         first = int(has_cls)

@@ -14,7 +14,7 @@ from openmvit.model import FeatureMaps, MViT
 from openmvit.nn import attention as attention_module
 from openmvit.nn.attention import MultiscaleAttention, attend, attend_in_channels
 from openmvit.nn.grid import merge, partition
-from openmvit.nn.position import axis_terms, decomposed_bias
+from openmvit.nn.relative import key_indicators, query_terms, write_out
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "detection"
 HYBRID = {
@@ -71,7 +71,7 @@ def by_loops(module: MultiscaleAttention, x: torch.Tensor) -> torch.Tensor:
                 for axis, (position, other) in enumerate(zip(inside, (m, n), strict=True)):
                     a, z = c.q_window[axis], c.kv_window[axis]
                     distance = position * max(z / a, 1) - other * max(a / z, 1) + (z - 1) * max(a / z, 1)
-                    logit = logit + query @ resized(module.tables[axis], a, z)[int(distance)]
+                    logit = logit + query @ resized(module.tables()[axis], a, z)[int(distance)]
                 logits.append(logit)
             out[b, i, j, h] = torch.stack(logits).softmax(0) @ torch.stack(values)
     return module.proj((out + q).flatten(-2))
@@ -113,10 +113,12 @@ def test_position_in_channels_equals_the_written_out_term(q_grid, k_grid, cls):
     tables = [torch.randn(2 * max(a, b) - 1, 4, **shape) for a, b in zip(q_grid, k_grid, strict=True)]
 
     def both(form):
-        terms = axis_terms(q, tables, k_grid)
+        groups = tuple((axis,) for axis in range(len(k_grid)))
+        terms = query_terms(q, tables, groups, k_grid)
         if form == "channels":
-            return attend_in_channels(q.flatten(1, -3), k, v, terms)
-        return attend(q.flatten(1, -3), k, v, torch.nn.functional.pad(decomposed_bias(terms), (cls, 0)))
+            return attend_in_channels(q.flatten(1, -3), k, v, terms, key_indicators(k_grid, groups, k))
+        bias = write_out(terms, [], groups, len(k_grid))
+        return attend(q.flatten(1, -3), k, v, torch.nn.functional.pad(bias, (cls, 0)))
 
     plain, channels = both("plain"), both("channels")
     torch.testing.assert_close(channels, plain, rtol=1e-12, atol=1e-12)
@@ -168,8 +170,9 @@ def test_windows_lag_one_block_behind_the_grid():
         ({"window": (56, 56), "cls_token": True}, "window is (56, 56) and cls_token is true"),
         ({"window": (50, 50)}, "window (50, 50) becomes (50, 50) in block 0"),
         ({"window_pattern": "hybrid"}, "window is not"),
-        ({"window": (56,)}, "differ in length"),
-        ({"window": (56, 56), "window_pattern": "swin"}, "Accepted: all, hybrid"),
+        ({"window": ((28, 28), (14, 14))}, "fits neither"),
+        ({"window": (56,)}, "fits neither"),
+        ({"window": (56, 56), "window_pattern": "swin"}, "Accepted: all, shifted, hybrid"),
     ],
 )
 def test_rules_between_fields(fields, words):

@@ -125,8 +125,8 @@ def _block_shapes(b: BlockConfig) -> Iterator[tuple[str, Shape]]:
         if kernel and b.pool_mode in ("conv", "conv_unshared"):
             yield f"attn.pool_{name}.weight", (width, 1, *kernel)
             yield from _norm(f"attn.norm_{name}", width)
-    for axis, length in zip("thw"[-len(b.grid) :], b.table_lengths, strict=False):
-        yield f"attn.rel_pos_{axis}", (length, b.head_dim)
+    for name, shape in b.relative_tables.items():
+        yield f"attn.{name}", shape
     yield from _linear("attn.proj", b.dim_attn, b.dim_attn)
     yield from _norm("norm2", b.dim_attn)
     hidden = int(b.dim_attn * b.mlp_ratio)

@@ -104,7 +104,7 @@ def _check_blocks(config: MViTConfig, blocks: Sequence[Mapping[str, Any]]) -> No
             "q_stride": ours.stride_q[0],
             "kv_stride": ours.stride_kv[0],
             "window": ours.window[0] if ours.window else 0,
-            "rel_pos_length": ours.table_lengths[0] if ours.table_lengths else 0,
+            "rel_pos_length": ours.table_lengths[0] if ours.relative_groups else 0,
         }
         wrong = [key for key, value in made.items() if theirs.get(key, value) != value]
         if wrong:

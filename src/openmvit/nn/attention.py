@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openmvit.config import BlockConfig, Size
-from openmvit.nn.grid import each, merge, partition
+from openmvit.nn.grid import each, merge, partition, same_region
 from openmvit.nn.pooling import TokenPool
-from openmvit.nn.position import axis_terms, decomposed_bias, key_indicators
+from openmvit.nn.relative import key_indicators, key_terms, query_terms, value_term, write_out
 
 Tokens = tuple[Tensor, Tensor | None]
 
@@ -46,9 +47,8 @@ class MultiscaleAttention(nn.Module):
             ("v", config.kernel_kv, config.stride_kv),
         ):
             self._add_pool(name, pooled_dim // self.folds, kernel, stride)
-        for axis, length in zip("thw"[-len(config.grid) :], config.table_lengths, strict=False):
-            table = nn.init.trunc_normal_(torch.empty(length, config.head_dim), std=0.02)
-            setattr(self, f"rel_pos_{axis}", nn.Parameter(table))
+        for name, shape in config.relative_tables.items():
+            setattr(self, name, nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02)))
         self.proj = nn.Linear(dim_attn, dim_attn)
 
     def _add_pool(self, name: str, dim: int, kernel: Size, stride: Size) -> None:
@@ -60,11 +60,14 @@ class MultiscaleAttention(nn.Module):
         setattr(self, f"pool_{name}", pool)
         setattr(self, f"norm_{name}", norm)
 
-    @property
-    def tables(self) -> list[Tensor]:
-        """Relative tables `[L, c]`, one per axis; empty without relative position."""
-        axes = "thw"[-len(self.config.grid) :]
-        return [getattr(self, f"rel_pos_{a}") for a in axes] if self.config.table_lengths else []
+    def tables(self, term: str = "q") -> list[Tensor]:
+        """Relative tables `[*lengths, c]` that meet queries, keys or values, one per group of axes."""
+        if term not in self.config.relative_terms:
+            return []
+        names = [name for name in self.config.relative_tables if name.startswith(("rel_pos_k_", "rel_pos_v_"))]
+        own = [name for name in self.config.relative_tables if name not in names]
+        chosen = own if term == "q" else [name for name in names if name.startswith(f"rel_pos_{term}_")]
+        return [getattr(self, name) for name in chosen]
 
     def _project(self, name: str, x: Tensor) -> Tensor:
         """`[..., dim] -> [..., dim_attn]`; a fused matrix is used by its rows, so that each result is contiguous."""
@@ -103,23 +106,55 @@ class MultiscaleAttention(nn.Module):
 
     def _attend_windows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Each window on its own. Rows that pad the last windows are keys like all others, as in the released code."""
-        window = self.config.kv_window
-        out = self._attend_grid(partition(q, self.config.q_window), partition(k, window), partition(v, window))
-        return merge(out, self.config.q_window, tuple(q.shape[1:-2]))
+        sides, k_sides, shifted = self.config.q_window, self.config.kv_window, self.config.shifted
+        grid, mask = tuple(q.shape[1:-2]), None
+        if shifted:
+            mask = same_region(grid, sides, k_sides, q.device)
+        cut = partition(q, sides, shifted), partition(k, k_sides, shifted), partition(v, k_sides, shifted)
+        return merge(self._attend_grid(*cut, mask=mask), sides, grid, shifted)
 
     def _attend_grid(
-        self, q: Tensor, k: Tensor, v: Tensor, k_cls: Tensor | None = None, v_cls: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        k_cls: Tensor | None = None,
+        v_cls: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """`[B, *q_grid, h, c]` on `[B, *k_grid, h, c]` and the class row -> `[B, *q_grid, h, c]`."""
-        q_grid, k_grid = tuple(q.shape[1:-2]), tuple(k.shape[1:-2])
-        terms = axis_terms(q, self.tables, k_grid) if self.config.table_lengths else []
-        k, v, q = _rows(k_cls, k), _rows(v_cls, v), q.flatten(1, -3)
-        if terms and q.shape[1] * k.shape[1] > MOST_SCORES:
-            return attend_in_channels(q, k, v, terms).unflatten(1, q_grid)
-        bias = decomposed_bias(terms) if terms else None
+        """`[B, *q_grid, h, c]` on `[B, *k_grid, h, c]` and the class row -> `[B, *q_grid, h, c]`.
+
+        Args:
+            mask: bool `[windows, Lq, Lk]`, true where a query of the window may see a key.
+        """
+        c, q_grid, k_grid = self.config, tuple(q.shape[1:-2]), tuple(k.shape[1:-2])
+        of_queries, of_keys = self._terms(q, k)
+        rows = q.flatten(1, -3), _rows(k_cls, k), _rows(v_cls, v)
+        if of_queries and mask is None and c.fits_channels and rows[0].shape[1] * rows[1].shape[1] > MOST_SCORES:
+            position = key_indicators(k_grid, c.relative_groups, k)
+            return attend_in_channels(*rows, of_queries, position).unflatten(1, q_grid)
+        bias = write_out(of_queries, of_keys, c.relative_groups, len(q_grid)) if of_queries or of_keys else None
         if bias is not None and k_cls is not None:
             bias = F.pad(bias, (1, 0))
-        return attend(q, k, v, bias).unflatten(1, q_grid)
+        if mask is not None:
+            hidden = ~mask.repeat(len(q) // len(mask), 1, 1)[:, None]
+            bias = q.new_zeros(hidden.shape) if bias is None else bias
+            bias = bias.masked_fill(hidden, float("-inf"))
+        if self.tables("v"):
+            out, weights = attend_by_hand(*rows, bias)
+            weights = weights[..., weights.shape[-1] - prod(k_grid) :].unflatten(-1, k_grid).unflatten(2, q_grid)
+            return out.unflatten(1, q_grid) + value_term(weights, self.tables("v"), c.relative_groups)
+        return attend(*rows, bias).unflatten(1, q_grid)
+
+    def _terms(self, q: Tensor, k: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Relative terms of queries and of keys; see `query_terms` and `key_terms`."""
+        groups, of_queries, of_keys = self.config.relative_groups, self.tables("q"), self.tables("k")
+        queries = query_terms(q, of_queries, groups, tuple(k.shape[1:-2])) if of_queries else []
+        keys = key_terms(k, of_keys, groups, tuple(q.shape[1:-2])) if of_keys else []
+        if self.config.relative_scaled:
+            scale = self.config.head_dim**-0.5
+            queries, keys = [t * scale for t in queries], [t * scale for t in keys]
+        return queries, keys
 
 
 def _rows(cls: Tensor | None, x: Tensor) -> Tensor:
@@ -141,21 +176,29 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
 
 
-def attend_in_channels(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor]) -> Tensor:
+def attend_by_hand(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`attend` step by step, and the weights after the softmax, `[B, h, Lq, Lk]`, for those who need them."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    weights = (logits if bias is None else logits + bias).softmax(dim=-1)
+    return (weights @ v).transpose(1, 2), weights
+
+
+def attend_in_channels(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], position: Tensor) -> Tensor:
     """The same softmax with the position term as extra channels, so that no matrix `[Lq, Lk]` is ever held.
 
-    Queries get their `axis_terms` and keys a one-hot position per axis: the scalar product of both is the term. A
+    Queries get their `query_terms` and keys a one-hot position per axis: the scalar product of both is the term. A
     class row in front of the keys has zeros there. A fused kernel then needs memory that is linear in the tokens.
 
     Args:
         q: `[B, Lq, h, c]`. k, v: `[B, Lk, h, c]`.
         terms: per axis `[B, h, *q_grid, K]`.
+        position: `key_indicators`, `[prod(k_grid), sum of K]`.
     Returns:
         `[B, Lq, h, c]`.
     """
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     channels = q.shape[-1]
-    position = key_indicators(tuple(t.shape[-1] for t in terms), k)
     position = F.pad(position, (0, 0, k.shape[-2] - position.shape[0], 0)).expand(*k.shape[:2], -1, -1)
     q = torch.cat([q * channels**-0.5, *(t.flatten(2, -2).to(q.dtype) for t in terms)], dim=-1)
     k = torch.cat([k, position], dim=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -47,11 +48,12 @@ def avg_pool(x: Tensor, kernel: Size, stride: Size) -> Tensor:
     return out.movedim(1, -1).contiguous()
 
 
-def partition(x: Tensor, window: Size) -> Tensor:
+def partition(x: Tensor, window: Size, shifted: bool = False) -> Tensor:
     """Cut a grid into windows, padded with zeros at the end of each axis.
 
     Args:
         x: `[B, *grid, ...]`.
+        shifted: move the padded grid back by half a window first, round its ends, on axes with several windows (Swin).
     Returns:
         `[B * windows, *window, ...]`, the windows of a sample in row-major order.
     """
@@ -59,16 +61,46 @@ def partition(x: Tensor, window: Size) -> Tensor:
     padding = [-n % w for n, w in zip(x.shape[1 : 1 + ndim], window, strict=True)]
     if any(padding):
         x = F.pad(x, [0] * 2 * (x.dim() - 1 - ndim) + [p for n in reversed(padding) for p in (0, n)])
+    if shifted:
+        x = _roll(x, window, -1)
     for axis, side in enumerate(window):
         x = x.unflatten(1 + 2 * axis, (-1, side))
     return x.movedim(tuple(range(1, 1 + 2 * ndim, 2)), tuple(range(1, 1 + ndim))).flatten(0, ndim)
 
 
-def merge(x: Tensor, window: Size, grid: Size) -> Tensor:
+def merge(x: Tensor, window: Size, grid: Size, shifted: bool = False) -> Tensor:
     """Inverse of `partition`: `[B * windows, *window, ...]` -> `[B, *grid, ...]`."""
     ndim = len(window)
     counts = tuple(-(-n // w) for n, w in zip(grid, window, strict=True))
     x = x.unflatten(0, (-1, *counts)).movedim(tuple(range(1, 1 + ndim)), tuple(range(1, 1 + 2 * ndim, 2)))
     for axis in range(ndim):
         x = x.flatten(1 + axis, 2 + axis)
+    if shifted:
+        x = _roll(x, window, 1)
     return x[(slice(None), *(slice(n) for n in grid))]
+
+
+def _roll(x: Tensor, window: Size, sign: int) -> Tensor:
+    steps = [sign * (w // 2) if n > w else 0 for n, w in zip(x.shape[1:], window, strict=False)]
+    return x.roll(steps, tuple(range(1, 1 + len(window))))
+
+
+def same_region(grid: Size, window: Size, k_window: Size, device: torch.device) -> Tensor:
+    """Which queries and keys of a shifted window were neighbours before the grid was rolled round its ends.
+
+    Args:
+        grid, window: of the queries. k_window: of the keys, whose grid has as many windows.
+    Returns:
+        bool `[windows, prod(window), prod(k_window)]`.
+    """
+    counts = [-(-n // w) for n, w in zip(grid, window, strict=True)]
+    rows = []
+    for sides in (window, k_window):
+        regions = torch.zeros(1, *(1,) * len(grid), dtype=torch.int64, device=device)
+        for axis, (count, side) in enumerate(zip(counts, sides, strict=True)):
+            place = torch.arange(count * side, device=device)
+            # Only the last window holds tokens from both ends of the axis.
+            wrapped = (place >= count * side - side // 2) & (count > 1)
+            regions = 2 * regions + wrapped.view([-1 if a == axis + 1 else 1 for a in range(1 + len(grid))])
+        rows.append(partition(regions, sides).flatten(1))
+    return rows[0][:, :, None] == rows[1][:, None, :]
