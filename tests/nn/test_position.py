@@ -57,7 +57,7 @@ def test_bias_is_the_sum_over_axes(grids):
     q = torch.randn(2, *q_grid, 3, 5, dtype=torch.float64)
     tables = [torch.randn(2 * max(a, b) - 1, 5, dtype=torch.float64) for a, b in zip(q_grid, k_grid, strict=True)]
     groups = tuple((axis,) for axis in range(len(k_grid)))
-    bias = write_out(query_terms(q, tables, groups, k_grid), [], groups, len(k_grid))
+    bias = write_out(query_terms(q, tables, groups, k_grid), [], groups, q_grid, k_grid)
     indices = [relative_index(a, b) for a, b in zip(q_grid, k_grid, strict=True)]
     for i, qp in enumerate(torch.cartesian_prod(*map(torch.arange, q_grid)).tolist()):
         for j, kp in enumerate(torch.cartesian_prod(*map(torch.arange, k_grid)).tolist()):

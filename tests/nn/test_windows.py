@@ -117,7 +117,7 @@ def test_position_in_channels_equals_the_written_out_term(q_grid, k_grid, cls):
         terms = query_terms(q, tables, groups, k_grid)
         if form == "channels":
             return attend_in_channels(q.flatten(1, -3), k, v, terms, key_indicators(k_grid, groups, k))
-        bias = write_out(terms, [], groups, len(k_grid))
+        bias = write_out(terms, [], groups, q_grid, k_grid)
         return attend(q.flatten(1, -3), k, v, torch.nn.functional.pad(bias, (cls, 0)))
 
     plain, channels = both("plain"), both("channels")
@@ -195,3 +195,88 @@ def test_maps_of_any_size(size):
         grid = tuple(-(-n // 2) for n in grid)
     sum(m.square().sum() for m in maps).backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def shifted_by_loops(module, x):
+    """Shifted windows: pad, roll, cut; a pair attends only if both lay in the same window's place before the roll."""
+    (q, _), (k, _), (v, _) = (module._heads(name, x, None) for name in "qkv")
+    c = module.config
+    counts = [-(-n // w) for n, w in zip(q.shape[1:3], c.q_window, strict=True)]
+    out = torch.zeros_like(q)
+
+    def home(place, window):
+        """Window and place inside it after the roll, and whether the roll wrapped it, for each axis."""
+        found = []
+        for p, n, w in zip(place, counts, window, strict=True):
+            moved = (p - (w // 2 if n > 1 else 0)) % (n * w)
+            found.append((moved // w, moved % w, n > 1 and p < w // 2))
+        return found
+
+    def at(t, place, b, h):
+        inside = all(p < n for p, n in zip(place, t.shape[1:3], strict=True))
+        return t[(b, *place, h)] if inside else torch.zeros_like(t[0, 0, 0, 0])
+
+    k_places = [range(n * w) for n, w in zip(counts, c.kv_window, strict=True)]
+    for b, h in itertools.product(range(len(q)), range(c.num_heads)):
+        for i in itertools.product(*map(range, q.shape[1:3])):
+            query, own, logits, values = q[(b, *i, h)], home(i, c.q_window), [], []
+            for j in itertools.product(*k_places):
+                other = home(j, c.kv_window)
+                if any(a[0] != z[0] or a[2] != z[2] for a, z in zip(own, other, strict=True)):
+                    continue
+                logit = query @ at(k, j, b, h) / c.head_dim**0.5
+                for axis in range(2):
+                    a, z = c.q_window[axis], c.kv_window[axis]
+                    distance = own[axis][1] * max(z / a, 1) - other[axis][1] * max(a / z, 1) + (z - 1) * max(a / z, 1)
+                    logit = logit + query @ resized(module.tables()[axis], a, z)[int(distance)]
+                logits.append(logit)
+                values.append(at(v, j, b, h))
+            out[(b, *i, h)] = torch.stack(logits).softmax(0) @ torch.stack(values)
+    return module.proj((out + q).flatten(-2))
+
+
+SHIFTED = {"window_pattern": "shifted", "global_kv_stride_factor": 1}
+
+
+@pytest.mark.parametrize(("index", "grid"), [(1, (8, 12)), (1, (7, 5)), (3, (4, 6)), (3, (2, 5)), (5, (3, 4))])
+def test_shifted_attention_is_its_formula(index, grid):
+    module = build(index, **SHIFTED)
+    assert module.config.shifted
+    x = torch.randn(1, *grid, module.config.dim, dtype=torch.float64, requires_grad=True)
+    expected = shifted_by_loops(module, x)
+    torch.testing.assert_close(module(x)[0], expected, rtol=1e-10, atol=1e-10)
+    weights = torch.randn_like(expected)
+    (ours,), (loops,) = (torch.autograd.grad(y, x, weights) for y in (module(x)[0], expected))
+    torch.testing.assert_close(ours, loops, rtol=1e-9, atol=1e-9)
+
+
+def test_every_second_block_is_shifted_and_one_window_never():
+    blocks = MViTConfig(**HYBRID | SHIFTED).blocks()
+    assert [b.shifted for b in blocks] == [False, True] * 3
+    module, plain = build(1, **SHIFTED), build(1, window_pattern="all", global_kv_stride_factor=1)
+    plain.load_state_dict(module.state_dict())
+    x = torch.randn(1, 4, 4, 8, dtype=torch.float64)
+    assert torch.equal(module(x)[0], plain(x)[0])
+    x = torch.randn(1, 8, 4, 8, dtype=torch.float64)
+    assert not torch.allclose(module(x)[0], plain(x)[0])
+
+
+def test_shifted_windows_without_positions():
+    module = build(1, **SHIFTED, relative_position="none")
+    assert torch.isfinite(module(torch.randn(2, 9, 12, 8, dtype=torch.float64))[0]).all()
+
+
+def test_windows_per_stage_and_chosen_global_blocks():
+    config = MViTConfig(window=((28, 28), (14, 14), (7, 7), (7, 7)), window_pattern="hybrid")
+    windows = [b.window[0] if b.window else 0 for b in config.blocks()]
+    assert windows == [28, 28, 0, 14, *[7] * 9, 0, 14, 0]
+    vit = MViTConfig(
+        depths=(12,), embed_dim=48, num_heads=4, patch_kernel=(16, 16), patch_stride=(16, 16), patch_padding=(0, 0),
+        kernel_qkv=(1, 1), adaptive_kv_stride=None, full_q_pooling=False, residual_pooling=False,
+        window=(7, 7), window_pattern="hybrid", global_blocks=(3, 7, 11),
+    )  # fmt: skip
+    assert [i for i, b in enumerate(vit.blocks()) if not b.window] == [3, 7, 11]
+    assert vit.blocks()[0].table_lengths == (13, 13)
+    assert vit.blocks()[3].table_lengths == (27, 27)
+    with pytest.raises(UserError, match="global_blocks is"):
+        vit.replace(global_blocks=(12,))

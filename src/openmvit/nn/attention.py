@@ -133,7 +133,7 @@ class MultiscaleAttention(nn.Module):
         if of_queries and mask is None and c.fits_channels and rows[0].shape[1] * rows[1].shape[1] > MOST_SCORES:
             position = key_indicators(k_grid, c.relative_groups, k)
             return attend_in_channels(*rows, of_queries, position).unflatten(1, q_grid)
-        bias = write_out(of_queries, of_keys, c.relative_groups, len(q_grid)) if of_queries or of_keys else None
+        bias = write_out(of_queries, of_keys, c.relative_groups, q_grid, k_grid) if of_queries or of_keys else None
         if bias is not None and k_cls is not None:
             bias = F.pad(bias, (1, 0))
         if mask is not None:

@@ -103,9 +103,11 @@ def key_terms(k: Tensor, tables: Sequence[Tensor], groups: Groups, q_grid: Size)
     return terms
 
 
-def write_out(of_queries: Sequence[Tensor], of_keys: Sequence[Tensor], groups: Groups, ndim: int) -> Tensor:
+def write_out(
+    of_queries: Sequence[Tensor], of_keys: Sequence[Tensor], groups: Groups, q_grid: Size, k_grid: Size
+) -> Tensor:
     """Sum of all terms, for every pair: `[B, h, prod(q_grid), prod(k_grid)]`."""
-    total: Tensor | None = None
+    total, ndim = None, len(q_grid)
     for term, group in zip(of_queries, groups, strict=bool(of_queries)):
         sizes = dict(zip(group, term.shape[2 + ndim :], strict=True))
         term = term.view(*term.shape[: 2 + ndim], *(sizes.get(a, 1) for a in range(ndim)))
@@ -115,7 +117,7 @@ def write_out(of_queries: Sequence[Tensor], of_keys: Sequence[Tensor], groups: G
         term = term.view(*term.shape[:2], *(sizes.get(a, 1) for a in range(ndim)), *term.shape[2 + len(group) :])
         total = term if total is None else total + term
     assert total is not None
-    return total.flatten(2, 1 + ndim).flatten(3)
+    return total.expand(-1, -1, *q_grid, *k_grid).flatten(2, 1 + ndim).flatten(3)
 
 
 def value_term(weights: Tensor, tables: Sequence[Tensor], groups: Groups) -> Tensor:
