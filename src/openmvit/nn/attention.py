@@ -16,8 +16,9 @@ from openmvit.nn.relative import key_indicators, key_terms, query_terms, value_t
 
 Tokens = tuple[Tensor, Tensor | None]
 
-MOST_SCORES = 2**20
-"""Query-key pairs of a head up to which the position term is written out; more go through `attend_in_channels`."""
+MOST_SCORES = 2**22
+"""Query-key pairs of a sample's heads up to which the position term is written out; more go through
+`attend_in_channels`."""
 
 
 class MultiscaleAttention(nn.Module):
@@ -111,7 +112,8 @@ class MultiscaleAttention(nn.Module):
         if shifted:
             mask = same_region(grid, sides, k_sides, q.device)
         cut = partition(q, sides, shifted), partition(k, k_sides, shifted), partition(v, k_sides, shifted)
-        return merge(self._attend_grid(*cut, mask=mask), sides, grid, shifted)
+        out = self._attend_grid(*cut, windows=len(cut[0]) // len(q), mask=mask)
+        return merge(out, sides, grid, shifted)
 
     def _attend_grid(
         self,
@@ -120,17 +122,20 @@ class MultiscaleAttention(nn.Module):
         v: Tensor,
         k_cls: Tensor | None = None,
         v_cls: Tensor | None = None,
+        windows: int = 1,
         mask: Tensor | None = None,
     ) -> Tensor:
         """`[B, *q_grid, h, c]` on `[B, *k_grid, h, c]` and the class row -> `[B, *q_grid, h, c]`.
 
         Args:
+            windows: how many rows of the batch are one sample.
             mask: bool `[windows, Lq, Lk]`, true where a query of the window may see a key.
         """
         c, q_grid, k_grid = self.config, tuple(q.shape[1:-2]), tuple(k.shape[1:-2])
         of_queries, of_keys = self._terms(q, k)
         rows = q.flatten(1, -3), _rows(k_cls, k), _rows(v_cls, v)
-        if of_queries and mask is None and c.fits_channels and rows[0].shape[1] * rows[1].shape[1] > MOST_SCORES:
+        scores = windows * c.num_heads * rows[0].shape[1] * rows[1].shape[1]
+        if of_queries and mask is None and c.fits_channels and scores > MOST_SCORES:
             position = key_indicators(k_grid, c.relative_groups, k)
             return attend_in_channels(*rows, of_queries, position).unflatten(1, q_grid)
         bias = write_out(of_queries, of_keys, c.relative_groups, q_grid, k_grid) if of_queries or of_keys else None
