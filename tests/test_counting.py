@@ -159,6 +159,10 @@ CHANGES = {
     "windows": {"window": (56, 56)},
     "windows with padding": {"window": (24, 24)},
     "windows, some global": {"window": (56, 56), "window_pattern": "hybrid", "global_kv_stride_factor": 2},
+    "shifted windows": {"window": (28, 28), "window_pattern": "shifted"},
+    "joint tables": {"relative_position": "joint"},
+    "terms on keys": {"relative_terms": "k"},
+    "terms on queries, keys and values, joint": {"relative_terms": "qkv", "relative_position": "joint"},
     "pool first": {"pool_first": True, "separate_qkv": True},
     "filters not shared": {"pool_first": True, "separate_qkv": True, "pool_mode": "conv_unshared"},
     "max pools": {"pool_mode": "max"},
@@ -166,6 +170,8 @@ CHANGES = {
     "no pools at stride one": {"pool_kv_at_stride_one": False, "full_q_pooling": False, "kernel_qkv": None},
     "norm of the stem": {"norm_stem": True, "cls_token": True},
     "norm after the pool": {"norm_after_pool": True},
+    "two streams": {"reversible": "mean"},
+    "two streams joined by an MLP": {"reversible": "mlp"},
     "narrow MLP": {"mlp_ratio": 1.5, "qkv_bias": False, "layer_scale": 0.1},
 }
 
@@ -173,6 +179,14 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_option_is_in_the_arithmetic(change):
     config = model_config("mvitv2_tiny", **CHANGES[change])
+    counted, called = count_classifier(config).total, calls_of(config)
+    assert kinds(counted) == kinds(called)
+    assert counted.parameters == called.parameters
+
+
+@pytest.mark.parametrize("form", ["time", "space", "joint_space", "joint"])
+def test_positions_of_clips_are_in_the_arithmetic(form):
+    config = model_config("mvitv2_small_16x4", num_frames=6, img_size=64, relative_position=form)
     counted, called = count_classifier(config).total, calls_of(config)
     assert kinds(counted) == kinds(called)
     assert counted.parameters == called.parameters

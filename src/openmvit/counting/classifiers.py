@@ -7,7 +7,7 @@ from math import prod
 import torch
 
 from openmvit.config import BlockConfig, MViTConfig, Size, stem_grid
-from openmvit.counting.cost import Cost, Count
+from openmvit.counting.cost import Cost, Count, merge
 from openmvit.counting.layers import parameters
 from openmvit.model import MViT
 
@@ -77,7 +77,18 @@ def block_operations(block: BlockConfig, cls: int = 0) -> dict[str, int]:
         for kernel, grid, times in pooled.values():
             conv += times * prod(kernel) * channels * prod(grid) if kernel else 0
             norm += times * _NORM * channels * (prod(grid) + cls) if kernel else 0
-    return {"linear": linear, "conv": conv, **_attention(block, cls), "norm": norm}
+    found = {"linear": linear, "conv": conv, **_attention(block, cls), "norm": norm}
+    return found if block.fusion == "none" else merge((found, _transition(block)))
+
+
+def _transition(block: BlockConfig) -> dict[str, int]:
+    """What joins the two streams of a reversible network: perhaps an MLP, and the queries' pool on the skip path."""
+    fused, queries = prod(block.grid), prod(block.q_grid)
+    return {
+        "linear": fused * 4 * block.dim**2 if block.fusion == "mlp" else 0,
+        "conv": prod(block.kernel_q) * block.dim_attn * queries,
+        "norm": _NORM * block.dim_attn * queries,
+    }
 
 
 def _projections(block: BlockConfig, cls: int) -> int:
