@@ -30,9 +30,10 @@ from openmvit.cli.options import (
 )
 from openmvit.errors import UserError, did_you_mean
 
+_OUTPUTS = ("device", "json", "csv", "out")
 _LISTS = (".csv", ".jsonl", ".txt")
-VIDEO_RECIPE = "video/small"
-"""What `train` starts from where videos are given and no recipe: the defaults of the options are those of images."""
+PRESETS = {"video": ("video/small", "videos"), "detection": ("detection/small", "annotated images")}
+"""What `train` starts from where no recipe is named, by task: the defaults of the options are those of images."""
 
 
 def _demo(given: Arguments) -> int:
@@ -70,10 +71,11 @@ def _train(given: Arguments) -> int:
     from openmvit.training.inputs import infer_task
     from openmvit.training.run import train
 
-    if recipe.resume is None and recipe_name is None and config is None and infer_task(recipe) == "video":
-        recipe = check_fields(read_fields(VIDEO_RECIPE) | flags)
+    plain = recipe.resume is None and recipe_name is None and config is None
+    if plain and (preset := PRESETS.get(infer_task(recipe))):
+        recipe = check_fields(read_fields(preset[0]) | flags)
         if is_main():
-            print(f"Recipe {VIDEO_RECIPE}, since the data are videos and no recipe was named")
+            print(f"Recipe {preset[0]}, since the data are {preset[1]} and no recipe was named")
 
     train(recipe)
     return 0
@@ -106,20 +108,26 @@ def _val(given: Arguments) -> int:
 
 
 def _predict(given: Arguments) -> int:
-    from openmvit.predict import draw_labels, load, predictions_csv, predictions_text
+    from openmvit.predict import load
 
     options = given.options()
     predictor = load(given.positional["target"], options["device"])
-    looks = {key: options[key] for key in ("top", "batch", "timeline", "hop", "seconds")}
-    # The standard output holds nothing but JSON where that is wanted.
-    live = partial(_say_window, sys.stderr if options["json"] == STDOUT else sys.stdout)
-    found = predictor.predict(given.positional["sources"], on_window=live, **looks)
-    _report(predictions_text(found), [one.as_dict() for one in found], options["json"])
+    looks: dict[str, Any] = {key: value for key, value in given.flags.items() if key not in _OUTPUTS}
+    for key in looks:
+        if key not in predictor.options:
+            name = key.replace("_", "-")
+            task = predictor.card.get("task") or predictor.kind.noun
+            raise UserError(f"--{name} does not belong to this network ({task})", f"Leave --{name} out")
+    if "on_window" in predictor.options:
+        # The standard output holds nothing but JSON where that is wanted.
+        looks["on_window"] = partial(_say_window, sys.stderr if options["json"] == STDOUT else sys.stdout)
+    found = predictor.predict(given.positional["sources"], **looks)
+    _report(predictor.text(found), [one.as_dict() for one in found], options["json"])
     if options["csv"]:
-        _write(options["csv"], predictions_csv(found))
+        _write(options["csv"], predictor.csv(found))
     if options["out"]:
-        draw_labels(found, options["out"])
-    if not any(one.labels for one in found):
+        predictor.draw(found, options["out"])
+    if not any(one.readable for one in found):
         noun = predictor.kind.noun
         one = f"The file cannot be read as {'an' if noun[0] in 'aeiou' else 'a'} {noun}"
         many = f"None of the {len(found)} files can be read as {noun}s"
@@ -221,10 +229,12 @@ VERBS: dict[str, Verb] = {
     "demo": Verb(
         "the whole job on data that comes with the package, on a CPU, in minutes", _demo, DemoOptions, ("job?",)
     ),
-    "train": Verb("train on a folder of labelled images or videos", _train, TrainOptions, ("recipe?",)),
-    "val": Verb("score a run, file or model on labelled images or videos", _val, ValOptions, ("target",)),
+    "train": Verb(
+        "train on a folder of labelled or annotated images, or of videos", _train, TrainOptions, ("recipe?",)
+    ),
+    "val": Verb("score a run, file or model on labelled or annotated images, or videos", _val, ValOptions, ("target",)),
     "predict": Verb(
-        "classify images or videos: files, folders, patterns, addresses, cameras",
+        "classify images or videos, or find objects in them: files, folders, patterns, addresses, cameras",
         _predict,
         PredictOptions,
         ("target", "sources+"),

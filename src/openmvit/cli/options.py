@@ -42,19 +42,25 @@ class ValOptions:
     split: Literal["val", "test", "train", "all"] = "val"
     """Part of the data to score; `all` takes every sample."""
     imgsz: int | None = None
-    """Side of the test image in pixels; default: the model's."""
+    """Side of the test image in pixels, for detectors the shorter one; default: the model's."""
     crop_ratio: float | None = None
     """0.875: resize to int(imgsz / 0.875), centre crop. 0: whole image squashed. Default: the model's."""
     clips: int | None = None
     """Clips per video, spread evenly; default: the model's protocol."""
     crops: int | None = None
     """Crops per clip, 1 (centre) or 3 along the longer side; default: the model's protocol."""
+    tta: bool = False
+    """Detectors: every picture at nine sizes and mirrored, joined; about 40 times the work."""
+    soft_nms: Literal["none", "linear", "gaussian"] | None = None
+    """Detectors: lower the scores of overlapping boxes instead of dropping them; default: as the model says."""
     batch: int | None = None
-    """Images or clips per step; default: 32 images, 8 clips."""
+    """Images or clips per step; default: 32 images, 8 clips, 1 for detectors, which see the padding of larger ones."""
     workers: int = 2
     """Processes that load data; 0 loads in the main process."""
     device: str = "auto"
     """auto, cpu, mps, cuda, cuda:N."""
+    out: str | None = None
+    """Detectors: folder for COCO results (results.json), precision-recall curves and a sheet of sample pictures."""
     json: str | None = None
     """Print JSON instead of the table; with a name FILE.json, write it there as well as the table here."""
 
@@ -66,11 +72,17 @@ class PredictOptions:
     top: int = 5
     """Classes to give for every file and window."""
     batch: int | None = None
-    """Images or clips per step; default: 16 images, 4 clips."""
+    """Images or clips per step; default: 16 images, 4 clips, 1 for detectors, which see the padding of larger ones."""
+    score: float = 0.5
+    """Detectors: give objects with a higher score only, 0..1."""
+    soft_nms: Literal["none", "linear", "gaussian"] | None = None
+    """Detectors: lower the scores of overlapping boxes instead of dropping them; default: as the model says."""
+    tta: bool = False
+    """Detectors: every picture at nine sizes and mirrored, joined; about 40 times the work."""
     timeline: bool = False
     """Follow short videos by sliding windows too; those longer than ten clips, cameras and live streams always are."""
     hop: float | None = None
-    """Seconds from one window to the next; default: half a window."""
+    """Seconds from one window to the next, or for detectors one frame; default: half a window, every frame."""
     seconds: float | None = None
     """When to stop watching a camera or live stream; default: at Ctrl-C."""
     device: str = "auto"
@@ -80,7 +92,8 @@ class PredictOptions:
     csv: str | None = None
     """File for the predictions as CSV."""
     out: str | None = None
-    """Folder for the images and videos with their labels drawn in, and for the timelines of long videos as CSV."""
+    """Folder for the images and videos with their labels or objects drawn in, for the timelines of long videos as CSV,
+    and for what a detector found as COCO JSON."""
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,11 @@ class Prediction:
     timeline: tuple[Window, ...] = ()
     kind: str = "image"
 
+    @property
+    def readable(self) -> bool:
+        """Whether anything could be read."""
+        return bool(self.labels)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         found: dict[str, Any] = {

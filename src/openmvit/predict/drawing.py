@@ -1,19 +1,24 @@
-"""Copies of what was predicted with the labels drawn in."""
+"""Copies of what was predicted with the labels, or the objects, drawn in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 from PIL import Image
 
 from openmvit.data.images import read_image
 from openmvit.data.video import open_video
-from openmvit.data.video_reader import is_url
+from openmvit.data.video_reader import VideoReader, is_url
 from openmvit.errors import UserError
 from openmvit.predict.answers import Prediction, Window, timeline_csv
-from openmvit.predict.overlay import draw_video, text_strip
+from openmvit.predict.detected import Detection, by_source, coco_document
+from openmvit.predict.overlay import decodable, draw_video, text_strip, write_video
 from openmvit.predict.windows import is_live
 
 
@@ -27,20 +32,74 @@ def draw_labels(predictions: Sequence[Prediction], folder: str | Path) -> list[P
     Raises:
         UserError: if the folder cannot be written.
     """
-    folder = Path(folder)
     written: list[Path] = []
-    taken: set[str] = set()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with _writing(Path(folder)) as place:
+        taken: set[str] = set()
         for number, one in enumerate(predictions):
             if one.labels:
-                stem = _stem(one.path)
-                stem = f"{stem}_{number}" if stem in taken else stem
-                taken.add(stem)
-                written += (_draw_video if one.kind == "video" else _draw_image)(one, folder / stem)
+                target = place / _free(one.path, number, taken)
+                written += (_draw_video if one.kind == "video" else _draw_image)(one, target)
+    return written
+
+
+def draw_objects(
+    found: Sequence[Detection], classes: Sequence[str], category_ids: Sequence[int], folder: str | Path
+) -> list[Path]:
+    """Write what a detector found: pictures (.png) and videos (.mp4) with the objects drawn in, and detections.json.
+
+    Between two frames of a video that were looked at, the objects of the earlier one stay. A file keeps its name; equal
+    names are numbered. Pictures that were given in memory are in detections.json only. Its form is that of
+    `coco_document`.
+
+    Args:
+        classes, category_ids: of the detector.
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    written: list[Path] = []
+    with _writing(Path(folder)) as place:
+        taken: set[str] = set()
+        for number, (path, said) in enumerate(by_source(found)):
+            seen = [one for one in said if not one.error]
+            if not seen or not (is_url(path) or Path(path).is_file()):
+                continue
+            target = place / _free(path, number, taken)
+            if seen[0].seconds is None:
+                written.append(target.with_name(f"{target.name}.png"))
+                Image.fromarray(seen[0].draw(read_image(path))).save(written[-1])
+            else:
+                written.append(target.with_name(f"{target.name}.mp4"))
+                with open_video(path, "pyav") as video:
+                    write_video(_drawn(video, seen), video.fps, written[-1])
+        written.append(place / "detections.json")
+        written[-1].write_text(json.dumps(coco_document(found, classes, category_ids)), encoding="utf-8")
+    return written
+
+
+def _drawn(video: VideoReader, found: Sequence[Detection]) -> Iterator[tuple[float, np.ndarray]]:
+    """The frames of a video with the objects of the moment; without an odd last row or column, which H.264 lacks."""
+    starts = [one.seconds or 0.0 for one in found]
+    for moment, frame in decodable(video):
+        picture = found[max(bisect_right(starts, moment) - 1, 0)].draw(frame)
+        yield moment, picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[Path]:
+    """The folder, made if it is not there; a disk that refuses is the user's to hear of."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
     except OSError as error:
         raise UserError(f"Cannot write to {folder} ({error.strerror or error})", "Choose another --out") from error
-    return written
+
+
+def _free(path: str, number: int, taken: set[str]) -> str:
+    """A name without ending for what comes from `path`, which nothing else has."""
+    stem = _stem(path)
+    stem = f"{stem}_{number}" if stem in taken else stem
+    taken.add(stem)
+    return stem
 
 
 def _stem(path: str) -> str:

@@ -42,13 +42,8 @@ class ImageKind:
                 )
             if is_url(source):
                 raise UserError(f"{source} is no file, and images are read from files", "Download it first")
-        elif isinstance(source, np.ndarray):
-            grey, coloured = source.ndim == 2, source.ndim == 3 and source.shape[2] in (3, 4)
-            if source.dtype != np.uint8 or not (grey or coloured):
-                raise UserError(
-                    f"An array of {source.dtype} with shape {list(source.shape)} is no image",
-                    "Give uint8 [H, W], [H, W, 3] or [H, W, 4]",
-                )
+        else:
+            check_picture(source)
 
     def in_folder(self, folder: Path) -> list[Path]:
         """The images in a folder and below.
@@ -64,9 +59,28 @@ class ImageKind:
     def prepare(self, source: Source, look: Look) -> Tensor | str:
         """The network's input `[1, 3, imgsz, imgsz]`, or why there is none."""
         try:
-            if isinstance(source, str | Path):
-                return self.transform(read_image(source))[None]
-            picture = Image.fromarray(source) if isinstance(source, np.ndarray) else source
-            return self.transform(to_rgb(picture))[None]
+            return self.transform(open_picture(source))[None]
         except ImageReadError as error:
             return error.reason
+
+
+def check_picture(source: Image.Image | np.ndarray) -> None:
+    """Raise a UserError for an array that is no image."""
+    if isinstance(source, np.ndarray):
+        grey, coloured = source.ndim == 2, source.ndim == 3 and source.shape[2] in (3, 4)
+        if source.dtype != np.uint8 or not source.size or not (grey or coloured):
+            raise UserError(
+                f"An array of {source.dtype} with shape {list(source.shape)} is no image",
+                "Give uint8 [H, W], [H, W, 3] or [H, W, 4]",
+            )
+
+
+def open_picture(source: Source) -> Image.Image:
+    """A file or a picture in memory as upright RGB.
+
+    Raises:
+        ImageReadError: if it cannot be decoded.
+    """
+    if isinstance(source, str | Path):
+        return read_image(source)
+    return to_rgb(Image.fromarray(source) if isinstance(source, np.ndarray) else source)

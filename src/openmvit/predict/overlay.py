@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from openmvit.data.video_reader import VideoDecodeError, VideoReader
 from openmvit.predict.answers import Stretch, Window, stretches
 
 _TICKS = 90_000
+_QUALITY = {"crf": "20", "preset": "fast"}
 _WIDTHS = (320, 1280)
 _BAR = 10
 _GOLDEN = 0.618034
@@ -31,36 +32,57 @@ def draw_video(video: VideoReader, timeline: Sequence[Window], path: Path) -> No
         timeline: at least one window.
     """
     parts = stretches(timeline)
-    frames = _moments(video)
-    with av.open(str(path), "w") as container:
-        rate = Fraction(video.fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "fast"})
-        stream.codec_context.time_base, stream.pix_fmt = Fraction(1, _TICKS), "yuv420p"
+
+    def pictures() -> Iterator[tuple[float, np.ndarray]]:
         panel: Panel | None = None
+        for moment, picture in decodable(video):
+            panel = panel or Panel(parts, picture.shape[1], picture.shape[0], video.duration)
+            yield moment, panel.draw(moment, picture)
+
+    write_video(pictures(), video.fps, path)
+
+
+def write_video(pictures: Iterable[tuple[float, np.ndarray]], fps: float, path: Path) -> None:
+    """Write an H.264 file of pictures with their seconds; without any the file stays empty.
+
+    Args:
+        pictures: seconds, and uint8 `[H, W, 3]` of one size with even sides.
+    """
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=dict(_QUALITY))
+        stream.codec_context.time_base, stream.pix_fmt = Fraction(1, _TICKS), "yuv420p"
         last = -1
-        for moment, picture in frames:
-            if panel is None:
-                panel = Panel(parts, picture.shape[1], picture.shape[0], video.duration)
-                stream.width, stream.height = panel.size
-            frame = av.VideoFrame.from_ndarray(panel.draw(moment, picture), format="rgb24")
+        for moment, picture in pictures:
+            if last < 0:
+                stream.height, stream.width = picture.shape[:2]
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             last = max(round(moment * _TICKS), last + 1)  # an encoder refuses times that do not ascend
             frame.pts, frame.time_base = last, Fraction(1, _TICKS)
             container.mux(stream.encode(frame))
-        if panel is not None:
+        if last >= 0:
             container.mux(stream.encode())
 
 
-def _moments(video: VideoReader) -> Iterator[tuple[float, np.ndarray]]:
-    """Seconds since the first frame, and the frame, as far as they can be decoded."""
+def moments(video: VideoReader) -> Iterator[tuple[float, np.ndarray]]:
+    """Seconds since the first frame, and the frame, uint8 `[H, W, 3]`.
+
+    Raises:
+        VideoDecodeError: where the video cannot be decoded further.
+    """
+    if isinstance(video, PyAVReader):
+        first = None
+        for moment, picture in video.stream():
+            first = moment if first is None else first
+            yield moment - first, picture
+    else:
+        for number in range(video.num_frames):
+            yield number / video.fps, video.frames([number])[0].numpy()
+
+
+def decodable(video: VideoReader) -> Iterator[tuple[float, np.ndarray]]:
+    """`moments` as far as they can be decoded."""
     try:
-        if isinstance(video, PyAVReader):
-            first = None
-            for moment, picture in video.stream():
-                first = moment if first is None else first
-                yield moment - first, picture
-        else:
-            for number in range(video.num_frames):
-                yield number / video.fps, video.frames([number])[0].numpy()
+        yield from moments(video)
     except VideoDecodeError:
         return
 

@@ -1,4 +1,4 @@
-"""`openmvit.load(target).predict(sources)`: one way from sources to labels, for images and clips."""
+"""`openmvit.load(target).predict(sources)`: one way from sources to answers; here the labels of images and clips."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ from openmvit.data.video_reader import VideoDecodeError
 from openmvit.device import pick_device
 from openmvit.errors import UserError
 from openmvit.model import MViT
-from openmvit.predict.answers import Prediction, Window
+from openmvit.predict.answers import Prediction, Window, predictions_csv, predictions_text
 from openmvit.predict.clips import ClipKind
+from openmvit.predict.drawing import draw_labels
 from openmvit.predict.images import ImageKind
-from openmvit.predict.sources import Kind, Look, Source, expand
+from openmvit.predict.sources import ClassifiedKind, Kind, Look, Source, ahead, expand, names_of
 from openmvit.predict.windows import View
 from openmvit.zoo import load_model
 
@@ -27,8 +28,46 @@ _THREADS = 8
 OnWindow = Callable[[str, Window], None] | None
 
 
-def load(target: str | Path, device: str = "auto") -> Predictor:
+class AnyPredictor(Protocol):
+    """What all predictors offer, whatever their network answers."""
+
+    card: dict[str, Any]
+    classes: tuple[str, ...]
+    options: ClassVar[frozenset[str]]
+    """What `predict` takes beside the sources."""
+
+    @property
+    def kind(self) -> Kind:
+        """Which sources it takes."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        ...
+
+    @property
+    def predict(self) -> Callable[..., list[Any]]:
+        """See `Predictor.predict` and `DetectionPredictor.predict`."""
+        ...
+
+    def text(self, found: list[Any]) -> str:
+        """Answers as a table."""
+        ...
+
+    def csv(self, found: list[Any]) -> str:
+        """Answers as CSV."""
+        ...
+
+    def draw(self, found: list[Any], folder: str | Path) -> list[Path]:
+        """Write copies of the files with the answers drawn in; returns the files written."""
+        ...
+
+
+def load(target: str | Path, device: str = "auto") -> AnyPredictor:
     """A predictor from a run folder, a weight file or the name of a model with released weights.
+
+    Its `predict(sources)` gives a `Prediction` per source for classifiers, a `Detection` per picture for detectors.
 
     Args:
         device: auto, cpu, mps, cuda or cuda:N.
@@ -37,7 +76,11 @@ def load(target: str | Path, device: str = "auto") -> Predictor:
     """
     place = pick_device(device)
     model, card = load_model(target)
-    return Predictor(model.to(place), card)
+    if isinstance(model, MViT):
+        return Predictor(model.to(place), card)
+    from openmvit.predict.detection import DetectionPredictor
+
+    return DetectionPredictor(model.to(place), card)
 
 
 class Predictor:
@@ -50,11 +93,13 @@ class Predictor:
         UserError: if the network has no classifier, or the card does not say how its input is prepared.
     """
 
+    options: ClassVar[frozenset[str]] = frozenset({"top", "batch", "timeline", "hop", "seconds", "on_window"})
+
     def __init__(self, model: MViT, card: dict[str, Any]) -> None:
         if not model.config.num_classes:
             raise UserError("This network has no classifier", "Give a network that was trained on classes")
         self.model, self.card = model.eval(), card
-        self.kind: Kind = ImageKind(card) if model.config.ndim == 2 else ClipKind(card)
+        self.kind: ClassifiedKind = ImageKind(card) if model.config.ndim == 2 else ClipKind(card)
         self.multilabel = bool(card.get("multilabel", False))
         names = tuple(str(name) for name in card.get("classes") or ())
         self.classes = names or tuple(f"class {i}" for i in range(model.config.num_classes))
@@ -102,9 +147,21 @@ class Predictor:
             raise UserError("timeline, hop and seconds are for videos and this network takes images", "Leave them out")
         return list(self._stream(expand(sources, self.kind), look, top, size, on_window))
 
+    def text(self, found: list[Prediction]) -> str:
+        """Answers as a table."""
+        return predictions_text(found)
+
+    def csv(self, found: list[Prediction]) -> str:
+        """Answers as CSV."""
+        return predictions_csv(found)
+
+    def draw(self, found: list[Prediction], folder: str | Path) -> list[Path]:
+        """Write copies of the files with the labels drawn in; see `draw_labels`."""
+        return draw_labels(found, folder)
+
     def _stream(self, sources: list[Source], look: Look, top: int, batch: int, said: OnWindow) -> Iterator[Prediction]:
         kind = self.kind
-        names = [str(s) if isinstance(s, str | Path) else f"{kind.noun} {i}" for i, s in enumerate(sources)]
+        names = names_of(sources, kind.noun)
         with ThreadPoolExecutor(min(batch, os.cpu_count() or 1, _THREADS)) as pool:
             rest = iter(zip(names, sources, strict=True))
             while chunk := list(islice(rest, max(1, batch // kind.views))):
@@ -118,7 +175,7 @@ class Predictor:
                     elif x.live:
                         yield self._follow(name, _groups(x.windows(), 1), top, said or (lambda *_: None))
                     else:
-                        yield self._follow(name, _ahead(_groups(x.windows(), batch), pool), top, None)
+                        yield self._follow(name, ahead(_groups(x.windows(), batch), pool), top, None)
 
     def _follow(self, name: str, groups: Iterator[list[View]], top: int, said: OnWindow) -> Prediction:
         """Answer window by window, until the end or damage; with `said` it is live, and Ctrl-C is an end too."""
@@ -176,12 +233,4 @@ def _groups(views: Iterator[View], size: int) -> Iterator[list[View]]:
             yield group
         raise
     if group:
-        yield group
-
-
-def _ahead(groups: Iterator[list[View]], pool: ThreadPoolExecutor) -> Iterator[list[View]]:
-    """The same, with the next group read by a thread while the network works on this one."""
-    waiting = pool.submit(next, groups, None)
-    while (group := waiting.result()) is not None:
-        waiting = pool.submit(next, groups, None)
         yield group

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,7 @@ from openmvit.predict.windows import LongVideo, is_live
 
 Source = str | Path | Image.Image | np.ndarray
 _IN_MEMORY = (Image.Image, np.ndarray)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,15 @@ class Look:
 
 
 class Kind(Protocol):
-    """What differs between networks for images and for clips.
+    """Which sources a network takes.
 
     Attributes:
         noun: what one source is.
-        views: inputs of the network per source.
         batch: inputs per step unless the user says otherwise.
-        transform: the test transform.
     """
 
     noun: str
-    views: int
     batch: int
-    transform: Callable[..., Tensor]
 
     def check(self, source: Source) -> None:
         """Raise a UserError for a file, address or object that is of another kind."""
@@ -65,6 +63,18 @@ class Kind(Protocol):
     def in_folder(self, folder: Path) -> list[Path]:
         """Everything of this kind in a folder and below, sorted; UserError if there is nothing."""
         ...
+
+
+class ClassifiedKind(Kind, Protocol):
+    """What differs between classifiers of images and of clips.
+
+    Attributes:
+        views: inputs of the network per source.
+        transform: the test transform.
+    """
+
+    views: int
+    transform: Callable[..., Tensor]
 
     def prepare(self, source: Source, look: Look) -> Tensor | LongVideo | str:
         """The network's inputs `[views, C, *size]`, a video to follow with windows, or why it cannot be read."""
@@ -101,3 +111,16 @@ def _files(source: str | Path, kind: Kind) -> list[Path]:
     if not matches:
         raise UserError(f"There is no file or folder {source}", "Check the path or the pattern")
     return [file for match in matches for file in ([match] if match.is_file() else kind.in_folder(match))]
+
+
+def names_of(sources: Iterable[Source], noun: str) -> list[str]:
+    """Paths, and `image 0`, `image 1`, ... for what is in memory."""
+    return [str(s) if isinstance(s, str | Path) else f"{noun} {i}" for i, s in enumerate(sources)]
+
+
+def ahead(things: Iterator[T], pool: ThreadPoolExecutor) -> Iterator[T]:
+    """The same, with the next one read by a thread while the network works on this one."""
+    waiting = pool.submit(next, things, None)
+    while (thing := waiting.result()) is not None:
+        waiting = pool.submit(next, things, None)
+        yield thing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from openmvit import processes
+from openmvit.data.detection_layouts import open_detection
 from openmvit.data.sampler import ResumableSampler
 from openmvit.data.samples import LabelledData, SampleTable
 from openmvit.device import pick_device
 from openmvit.errors import UserError
 from openmvit.evaluation.classification import ClassificationScores, MultiLabelScores
 from openmvit.model import MViT
-from openmvit.validate.heldout import as_held_out, join_tables
+from openmvit.validate.heldout import as_held_out, open_data, split_of
 from openmvit.validate.protocols import ClipProtocol, ImageProtocol, TestProtocol, ViewOrder
 from openmvit.validate.scoring import Evaluation, evaluate, over_processes
 from openmvit.zoo import load_model
@@ -37,19 +39,21 @@ def validate(
     batch: int | None = None,
     workers: int = 2,
     device: str = "auto",
-    **options: int | float | None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Score a run, file or released model; the result holds `top1` and `top5` (or `mAP`) and a row per class.
+    """Score a run, file or released model; the result holds the scores and a row per class.
 
+    Of classifiers the scores are `top1` and `top5` (or `mAP`), of detectors `box` and `mask` with COCO's 12 numbers.
     Under torchrun every process calls it: each scores its share of the samples, every sample once, and all get the
     scores of the whole. Of videos the views' probabilities are averaged, and `one_view_top1` is the middle one's score.
 
     Args:
         data: as for training; default: the data of the run, split as it was (by the run's val.txt).
         split: val, test, train, or all.
-        batch: images or clips per step; default 32 or 8.
+        batch: images or clips per step; default 32 or 8, and 1 for detectors (see `detection.search.Search`).
         options: in place of the checkpoint's: `imgsz`; for images `crop_ratio` (0 squashes the whole image), for
-            videos `clips` and `crops`.
+            videos `clips` and `crops`; for detectors `tta` (several sizes, mirrored too), `soft_nms` (none, linear,
+            gaussian) and `out`, a folder for COCO results and pictures.
     Raises:
         UserError: if target, data or an option cannot be used, or the data's classes are not those of the model.
     """
@@ -57,15 +61,42 @@ def validate(
         raise UserError(f"batch is {batch} and workers is {workers}", "Accepted: at least 1, and at least 0")
     place = _place(device)
     model, card = load_model(target)
+    if not isinstance(model, MViT):
+        from openmvit.validate.detection import validate_detector
+
+        annotated = as_held_out(open_data(open_detection, card, data), target, card, data)
+        return validate_detector(model.to(place), card, annotated, split, (batch or 1, workers), options)
     if not model.config.num_classes:
         raise UserError(f"{target} has no classifier", "Give a network that was trained on classes")
-    protocol = PROTOCOLS[model.config.ndim](card["preprocessing"], options)
-    labelled = as_held_out(_open(protocol, card, data), target, card, data)
-    table, classes = _classes(_table(labelled, split), labelled, card.get("classes") or [], model.config.num_classes)
-    with processes.together(place):
-        found = _score(model.to(place), protocol, labelled.multilabel, (table, classes), (batch, workers, place))
+    protocol = PROTOCOLS[model.config.ndim](card["preprocessing"], _for_classifier(options))
+    labelled = as_held_out(open_data(protocol.open, card, data), target, card, data)
+    return _validate_classifier(model.to(place), card, protocol, labelled, split, (batch, workers, place))
+
+
+def _validate_classifier(
+    model: MViT,
+    card: Mapping[str, Any],
+    protocol: TestProtocol,
+    labelled: LabelledData,
+    split: str,
+    means: tuple[int | None, int, torch.device],
+) -> dict[str, Any]:
+    """Scores on a split; `means` are batch, workers and device."""
+    table = split_of(labelled, split)
+    assert isinstance(table, SampleTable)
+    table, classes = _classes(table, labelled, card.get("classes") or [], model.config.num_classes)
+    with processes.together(means[2]):
+        found = _score(model, protocol, labelled.multilabel, (table, classes), means)
     about = {"data": str(labelled.root), "split": split, "noun": protocol.noun, "protocol": protocol.values}
     return about | {"view": protocol.describe()} | _results(found, protocol, labelled, table, classes)
+
+
+def _for_classifier(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without those of detectors, which must not be set."""
+    for name in ("tta", "soft_nms", "out"):
+        if options.get(name):
+            raise UserError(f"--{name.replace('_', '-')} is for detectors, and this network classifies", "Leave it out")
+    return {key: value for key, value in options.items() if key not in ("tta", "soft_nms", "out")}
 
 
 def _score(
@@ -116,29 +147,6 @@ def _results(
         "notes": data.notes,
         "classes": _rows(found.scores, classes),
     }
-
-
-def _open(protocol: TestProtocol, card: dict[str, Any], data: str | Path | None) -> LabelledData:
-    recipe = card.get("recipe") or {}
-    root = data if data is not None else card.get("data")
-    if not root:
-        raise UserError("This model does not say what it was trained on", "Give --data DIR")
-    try:
-        return protocol.open(root, seed=recipe.get("seed", 0), val_fraction=recipe.get("val_fraction", 0.1))
-    except UserError as error:
-        if data is not None:
-            raise
-        cause = f"The data that the run recorded, {root}, cannot be opened: {error.cause}"
-        raise UserError(cause, "Give --data with the folder or list to score") from error
-
-
-def _table(data: LabelledData, split: str) -> SampleTable:
-    """Samples of a split, or of all splits together."""
-    if split != "all":
-        if split not in data.splits:
-            raise UserError(f"{data.root} has no split {split!r}", f"Accepted: {', '.join(data.splits)}, all")
-        return data.splits[split]
-    return join_tables(list(data.splits.values()), data.root)
 
 
 def _classes(
