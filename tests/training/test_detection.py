@@ -19,7 +19,7 @@ from openmvit.data.generated_detection import write_digit_scenes
 from openmvit.detection.config import DetectorConfig
 from openmvit.detection.detector import Detector
 from openmvit.errors import UserError
-from openmvit.training import memory, run
+from openmvit.training import job, memory, run
 from openmvit.training.detection import augmentation, freeze, pictures_per_class
 from openmvit.training.inputs import infer_task
 from openmvit.training.opening import open_task
@@ -170,6 +170,26 @@ def test_a_run_measured_in_updates_ends_in_the_middle_of_an_epoch(recipe: Recipe
     assert [row["lr"] for row in progress["results"]] == [pytest.approx(1e-4), pytest.approx(1e-5)]
     with pytest.raises(UserError, match="is finished"):
         run.train(Recipe(resume=str(folder)))
+
+
+def test_a_run_that_died_before_its_last_validation_only_validates(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(_: job.Job) -> None:
+        raise job.Interrupted
+
+    steps = dataclasses.replace(recipe, updates=3, save_every=1, plots=False, name="dies")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(job.Job, "end_epoch", dies)
+        run.train(steps)
+    folder = Path(recipe.out_dir) / "detection" / "dies"
+    before = state_of(folder)
+    assert (before["progress"]["update"], before["progress"]["finished"]) == (3, False)
+    run.train(Recipe(resume=str(folder)))
+    after = state_of(folder)
+    assert (after["progress"]["update"], after["progress"]["step"], after["progress"]["finished"]) == (3, 3, True)
+    assert len((folder / "losses.txt").read_text().splitlines()) == 3
+    assert all(torch.equal(value, before["model"][name]) for name, value in after["model"].items())
 
 
 def test_updates_have_to_be_given_where_they_are_counted(recipe: Recipe) -> None:

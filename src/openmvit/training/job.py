@@ -82,6 +82,9 @@ class Job:
         samples = parts.train.batch * self.recipe.accumulate * processes.world_size()
         self.lr_scale = optim.lr_scale(self.recipe, samples)
         self._updates = -(-parts.train.steps // self.recipe.accumulate)
+        if self.all_updates_done:
+            # It ended before the last validation was done: no batch is left, in whatever place of the epoch it stood.
+            parts.train.order.position = len(parts.train.order)
         self._reporter, self._meter = Reporter(self.folder), Meter()
         self._losses: list[Tensor] = []
         self._batches: list[Batch] = []
