@@ -1,4 +1,4 @@
-"""What a network is: one line per block, totals, and the list of architectures with their released weights."""
+"""What a network is and costs, one line per block, and the list of architectures with their released weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from openmvit.architectures import ARCHITECTURES, DETECTORS, model_config
 from openmvit.config import BlockConfig, MViTConfig, Size
+from openmvit.counting import Count, count_classifier, count_detector
 from openmvit.errors import UserError
 from openmvit.model import MViT
 from openmvit.weights import cards
@@ -131,6 +132,54 @@ def info_text(found: dict[str, Any]) -> str:
     rows.append(("head", "", "", f"{head['classes']} classes", *empty, f"{head['parameters']:,}"))
     total = f"{found['name']}: {found['parameters']:,} parameters in {len(found['blocks'])} blocks, input {size}"
     return "\n".join([*table(rows), *_card_lines(found.get("card", {})), total])
+
+
+def operations(found: dict[str, Any], imgsz: int | None = None, frames: int | None = None) -> dict[str, Any]:
+    """Operations of a network for one input, as plain data: of each part and in total, by kind.
+
+    Args:
+        found: what `describe` gave.
+        imgsz: side of the square input, pixels; default the nominal input, for detectors 800 x 1280 or their square.
+        frames: of a clip; default the nominal number.
+    Raises:
+        UserError: if the network takes no such input.
+    """
+    count = _counted(found["config"], imgsz, frames)
+    parts = {name: {"total": cost.operations, **cost.by_kind} for name, cost in count.parts.items() if cost.by_kind}
+    total = {"total": count.total.operations, **count.total.by_kind}
+    return {"input": list(count.size), "total": total, "without_norms": count.total.without_norms, "parts": parts}
+
+
+def _counted(config: dict[str, Any], imgsz: int | None, frames: int | None) -> Count:
+    for name, value in (("imgsz", imgsz), ("frames", frames)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}", "Give a number of at least 1")
+    backbone = MViTConfig.from_dict(config.get("backbone", config))
+    if frames is not None and backbone.ndim < 3:
+        raise UserError(f"frames is {frames} and this network takes images", "Leave frames out")
+    if "backbone" in config:
+        from openmvit.detection.config import DetectorConfig
+
+        return count_detector(DetectorConfig.from_dict(config), None if imgsz is None else (imgsz, imgsz))
+    space = backbone.input_size[-2:] if imgsz is None else (imgsz,) * 2
+    clip = backbone.input_size[:-2] if frames is None else (frames,)
+    return count_classifier(backbone, (*clip, *space))
+
+
+def operations_text(found: dict[str, Any], counted: dict[str, Any]) -> str:
+    """`operations` as text: millions of every part by kind, then the total."""
+    total = counted["total"]
+    kinds = [kind for kind, count in total.items() if count and kind != "total"]
+    rows: list[tuple[str, ...]] = [("millions", *kinds, "total", "share")]
+    for name, part in (counted["parts"] | {"all": total}).items():
+        cells = (f"{part[kind] / 1e6:,.1f}" if part.get(kind) else "-" for kind in (*kinds, "total"))
+        label = f"block {name}" if name.isdigit() else name
+        rows.append((label, *cells, f"{part['total'] / total['total']:.1%}"))
+    line = (
+        f"{found['name']}: {found['parameters']:,} parameters, {total['total'] / 1e9:.3f} G operations, "
+        f"{counted['without_norms'] / 1e9:.3f} G without norms, input {_by(counted['input'])}; a multiply-add is 1"
+    )
+    return "\n".join([*table(rows), line])
 
 
 def _card_lines(card: dict[str, Any]) -> list[str]:

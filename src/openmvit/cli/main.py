@@ -21,6 +21,7 @@ from openmvit.cli.options import (
     CheckOptions,
     ConvertOptions,
     DemoOptions,
+    InfoOptions,
     JsonOption,
     NoOptions,
     PredictOptions,
@@ -28,6 +29,7 @@ from openmvit.cli.options import (
     TrainOptions,
     ValOptions,
 )
+from openmvit.cli.tables import TablesOptions, tables
 from openmvit.errors import UserError, did_you_mean
 
 _OUTPUTS = ("device", "json", "csv", "out")
@@ -164,10 +166,17 @@ def _models(given: Arguments) -> int:
 
 
 def _info(given: Arguments) -> int:
-    from openmvit.info import describe, info_text
+    from openmvit.info import describe, info_text, operations, operations_text
 
+    options = given.options()
+    if not options["ops"] and (options["imgsz"] is not None or options["frames"] is not None):
+        raise UserError("--imgsz and --frames are for operations, which were not asked for", "Add --ops")
     found = describe(given.positional["target"])
-    print(json.dumps(found, indent=1) if given.options()["json"] else info_text(found))
+    text = partial(info_text, found)
+    if options["ops"]:
+        found["operations"] = operations(found, options["imgsz"], options["frames"])
+        text = partial(operations_text, found, found["operations"])
+    print(json.dumps(found, indent=1) if options["json"] else text())
     return 0
 
 
@@ -241,10 +250,11 @@ VERBS: dict[str, Verb] = {
     ),
     "convert": Verb("turn weights of another project into our file", _convert, ConvertOptions, ("file",)),
     "models": Verb("list architectures and released weights", _models, JsonOption, ("pattern?",)),
-    "info": Verb("show a network block by block", _info, JsonOption, ("target",)),
+    "info": Verb("show a network block by block, or what it costs", _info, InfoOptions, ("target",)),
     "data": Verb(
         "check, measure or re-encode data before training: data check|bench|prepare DIR", lambda _: 0, NoOptions
     ),
+    "tables": Verb("compute the paper's operations and parameters again, cell by cell", tables, TablesOptions),
     "doctor": Verb("show versions, devices, decoders, memory and disk", _doctor, JsonOption),
     "bench": Verb("compare speed with another package", lambda _: 0, NoOptions),
 }

@@ -108,10 +108,22 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class JsonOption:
-    """Options of models, info and doctor."""
+    """Options of models and doctor."""
 
     json: bool = False
     """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class InfoOptions(JsonOption):
+    """Options of info."""
+
+    ops: bool = False
+    """Show operations instead of shapes: multiply-adds of every block for one input."""
+    imgsz: int | None = None
+    """With --ops: side of the square input in pixels; default: the network's own, 800 x 1280 for detectors."""
+    frames: int | None = None
+    """With --ops: frames of the clip; default: the network's own."""
 
 
 @dataclass(frozen=True)
