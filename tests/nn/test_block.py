@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from openmvit.config import MViTConfig
-from openmvit.nn.block import DropPath, MultiscaleBlock
+from openmvit.nn.block import DropPath, Mlp, MultiscaleBlock
 from openmvit.nn.grid import avg_pool, conv, max_pool
 
 
@@ -61,3 +61,35 @@ def test_grid_operations_keep_the_channels_last_and_contiguous(ndim):
         assert out.shape == (2, *(3, 3, 2)[:ndim], 8)
         assert out.is_contiguous()
     assert avg_pool(torch.ones_like(x), kernel, stride).min() < 1  # padding counts
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_mlp_is_its_layers_in_turn(precision):
+    """With gradients it keeps less, in any precision; values and gradients stay those of the layers."""
+    torch.manual_seed(0)
+    mlp, x = Mlp(6, 24, 8), torch.randn(2, 3, 5, 6, requires_grad=True)
+    if precision == torch.float64:
+        mlp, x = mlp.double(), x.detach().double().requires_grad_()
+        assert torch.autograd.gradcheck(lambda x, *_: mlp(x), (x, *mlp.parameters()))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        ours, plain = mlp(x), mlp.fc2(mlp.act(mlp.fc1(x)))
+    assert torch.equal(ours, plain)
+    assert ours.dtype == precision
+    inputs, weights = (x, *mlp.parameters()), torch.randn_like(plain)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}[precision]
+    for a, b in zip(*(torch.autograd.grad(y, inputs, weights) for y in (ours, plain)), strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_the_mlp_keeps_one_wide_tensor():
+    mlp, x, kept = Mlp(6, 24, 8), torch.randn(50, 6, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        mlp(x)
+    assert kept.count(torch.Size([50, 24])) == 1
+
+
+def test_a_replaced_layer_of_the_mlp_is_called():
+    mlp = Mlp(6, 24, 8)
+    mlp.fc2 = torch.nn.Sequential(mlp.fc2, torch.nn.Tanh())
+    assert mlp(torch.randn(4, 6) * 100).abs().max() <= 1

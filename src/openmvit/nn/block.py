@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from openmvit.config import BlockConfig
 from openmvit.nn.attention import MultiscaleAttention, Tokens
@@ -21,7 +25,34 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., dim] -> [..., dim_out]`."""
-        return self.fc2(self.act(self.fc1(x)))
+        hidden = self.fc1(x)
+        if hidden.requires_grad and type(self.fc2) is nn.Linear:
+            return _GeluLinear.apply(hidden, self.fc2.weight, self.fc2.bias)
+        return self.fc2(self.act(hidden))
+
+
+class _GeluLinear(torch.autograd.Function):
+    """GELU, then a linear layer, keeping only what enters the GELU: its output is the widest tensor of a block."""
+
+    @staticmethod
+    def forward(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(F.gelu(hidden), weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        hidden, weight = ctx.saved_tensors
+        with torch.enable_grad():
+            hidden = hidden.detach().requires_grad_()
+            active = F.gelu(hidden)
+        rows = grad.flatten(0, -2)
+        of_weight = rows.T @ active.detach().to(grad.dtype).flatten(0, -2)
+        (of_hidden,) = torch.autograd.grad(active, hidden, (grad @ weight.to(grad.dtype)).to(active.dtype))
+        return of_hidden, of_weight.to(weight.dtype), rows.sum(0).to(weight.dtype)
 
 
 class DropPath(nn.Module):
