@@ -20,6 +20,8 @@ PUBLIC = {
         "config_from",
         "expected_shapes",
         "detect_source",
+        "dropped_keys",
+        "recognise",
         "from_native",
         "inflate",
         "fuse_qkv",

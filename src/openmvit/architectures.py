@@ -41,6 +41,7 @@ _CLIP: dict[str, Any] = {
     "drop_rate": 0.5,
     "init": "slowfast",
 }
+_REV: dict[str, Any] = _V1 | {"cls_token": False, "dim_mul_in_attention": True}
 _V1_CLIP: dict[str, Any] = _CLIP | _V1 | {"absolute_position": "separable"}
 # MaskFeat's fine-tune form: widths grow in the MLP, mean of the grid before the norm.
 _MASKFEAT: dict[str, Any] = _CLIP | {
@@ -73,6 +74,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mvitv1_base24_32x3": _SIZES["base"] | _V1_CLIP | _FRAMES_32 | {"kernel_qkv": None, "drop_path_rate": 0.3},
     "maskfeat_mvitv2_small_16x4": _SIZES["small"] | _MASKFEAT | {"drop_path_rate": 0.1},
     "maskfeat_mvitv2_large_16x4": _SIZES["large"] | _MASKFEAT | {"drop_path_rate": 0.2},
+    # Reversible networks; the image one keeps three projections, as its code does.
+    "rev_mvit_base": _SIZES["small"] | _REV | {"reversible": "mlp", "separate_qkv": True, "drop_path_rate": 0.1},
+    "rev_mvit_base_16x4": _SIZES["small"]
+    | _CLIP
+    | _REV
+    | {"reversible": "mean", "absolute_position": "separable", "qkv_bias": False, "drop_path_rate": 0.05},
     # Ours, for the demos: they train on a CPU in minutes. Nobody published them.
     "mvitv2_micro": {"input_size": (32, 32), "depths": (1, 2, 2), "embed_dim": 48, "drop_path_rate": 0.0},
     "mvitv2_micro_8x2": _CLIP

@@ -14,6 +14,7 @@ from openmvit.nn.attention import Tokens
 from openmvit.nn.block import MultiscaleBlock
 from openmvit.nn.grid import conv, each
 from openmvit.nn.position import resize_grid, sincos_table
+from openmvit.nn.reversible import build_blocks, run_stages
 
 
 class PatchEmbed(nn.Module):
@@ -61,11 +62,13 @@ class MViT(nn.Module):
         super().__init__()
         self.config = config
         self.grad_checkpointing = False
+        self.recompute_streams = True
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim)) if config.cls_token else None
         self._add_absolute_position()
         self.norm_stem = nn.LayerNorm(config.embed_dim, eps=config.norm_eps) if config.norm_stem else None
-        self.blocks = nn.ModuleList(MultiscaleBlock(block) for block in config.blocks())
+        records, plain = config.blocks(), config.reversible == "none"
+        self.blocks = nn.ModuleList(map(MultiscaleBlock, records) if plain else build_blocks(records))
         self.norm: nn.Module = nn.LayerNorm(config.num_features, eps=config.norm_eps)
         self.head: nn.Module = ClassifierHead(config.num_features, config.num_classes, config.drop_rate)
         self.reset_parameters()
@@ -120,7 +123,11 @@ class MViT(nn.Module):
         self.head = head.to(old.device, old.dtype).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them."""
+        """Recompute each block's activations in the backward pass instead of keeping them.
+
+        Reversible networks do so by themselves, without keeping the inputs of blocks either, while `recompute_streams`
+        is true; false is faster, and the only way to second derivatives.
+        """
         self.grad_checkpointing = enable
 
     def classifier_parameters(self) -> list[nn.Parameter]:
@@ -180,6 +187,8 @@ class MViT(nn.Module):
     def stages(self, x: Tensor) -> list[Tokens]:
         """Tokens after each stage, `[B, *grid, C]` with the class token beside them; no final norm."""
         x, cls = self.embed(x)
+        if self.config.reversible != "none":
+            return [(tokens, None) for tokens in run_stages(self.blocks, x, recompute=self.recompute_streams)]
         outputs: list[Tokens] = []
         for i, block in enumerate(self.blocks):
             if self.grad_checkpointing and self.training:

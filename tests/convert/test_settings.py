@@ -52,7 +52,8 @@ def test_listed_strides_are_read():
     ("fields", "fragment"),
     [
         ({"EMBED_DIMS": 96}, "Unknown setting MVIT.EMBED_DIMS. Did you mean 'EMBED_DIM'"),
-        ({"REV": {"ENABLE": True}}, "MVIT.REV.ENABLE"),
+        ({"REV": {"ENABLE": True}}, "MVIT.REV.RESPATH_FUSE"),
+        ({"REV": {"ENABLE": False, "FUSE": 1}}, "Unknown setting MVIT.REV.FUSE"),
         ({"NORM": "batchnorm"}, "MVIT.NORM"),
         ({"DROPOUT_RATE": 0.1}, "MVIT.DROPOUT_RATE"),
         ({"DIM_MUL": [[1, 1.5], [3, 2.0], [5, 2.0]]}, "MVIT.DIM_MUL"),
@@ -111,5 +112,30 @@ def test_absent_settings_of_timm_are_timms_defaults():
 
 def test_every_source_has_a_table():
     config = MViTConfig()
-    assert set(SOURCES) == {"mvit", "slowfast", "timm", "torchvision", "pytorchvideo", "mmaction2"}
-    assert all(source.rules(config) for source in SOURCES.values())
+    others = {"timm", "torchvision", "pytorchvideo", "mmaction2", "mmpretrain", "huggingface"}
+    assert set(SOURCES) == {"mvit", "slowfast"} | others
+    assert all(source.rules(config) and source.rules(None) for source in SOURCES.values())
+
+
+def test_settings_of_reversible_networks():
+    image, clip = config_from("slowfast", settings("rev_image")), config_from("slowfast", settings("rev_video"))
+    assert (image.reversible, clip.reversible) == ("mlp", "mean")
+    assert image.separate_qkv and not clip.separate_qkv and not clip.qkv_bias
+    # The released clip settings ask for a class token, which the code refuses, and for growth in the MLP.
+    assert clip == config_from("slowfast", changed("rev_video", CLS_EMBED_ON=True, DIM_MUL_IN_ATT=True))
+    for key, value in (("RES_PATH", "max"), ("PRE_Q_FUSION", "concat"), ("BUFFER_LAYERS", [1, 3])):
+        rev = settings("rev_image")["MVIT"]["REV"] | {key: value}
+        with pytest.raises(UserError, match=f"MVIT.REV.{key} is"):
+            config_from("slowfast", changed("rev_image", REV=rev))
+
+
+def test_settings_of_mmpretrain_describe_the_named_networks():
+    from openmvit.architectures import model_config
+
+    for size in ("tiny", "small", "base", "large"):
+        found = config_from("mmpretrain", {"arch": size, "dim_mul_in_attention": size != "large"})
+        assert found.replace(drop_path_rate=0.0).blocks() == model_config(f"mvitv2_{size}", drop_path_rate=0.0).blocks()
+    with pytest.raises(UserError, match="Did you mean 'adaptive_kv_stride'"):
+        config_from("mmpretrain", {"arch": "tiny", "adaptive_kv_strides": 4})
+    with pytest.raises(UserError, match=r"read by openmvit\.hub"):
+        config_from("huggingface", {})

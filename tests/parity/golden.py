@@ -23,6 +23,8 @@ NAMES = (
     "image_v2_no_relative_no_residual",
     "mmaction2_v2_video",
     "pytorchvideo_v1_video",
+    "rev_image",
+    "rev_video",
     "video_v1",
     "video_v2",
     "video_v2_action_detection",
@@ -69,11 +71,10 @@ def load(name: str) -> tuple[MViT, dict[str, Tensor]]:
 def outputs(model: MViT, x: Tensor) -> dict[str, Tensor]:
     """What the file records: tokens after each block (first sample, class row first), final norm, logits."""
     found: dict[str, Tensor] = {}
-    tokens = model.embed(x)
-    for i, block in enumerate(model.blocks):
-        tokens = block(*tokens)
-        found[f"blocks.{i}"] = flat(*tokens)[:1]
-    grid, cls = tokens
+    grid, cls = model.stages(x)[-1] if model.config.reversible != "none" else model.embed(x)
+    for i, block in enumerate(model.blocks if model.config.reversible == "none" else []):
+        grid, cls = block(grid, cls)
+        found[f"blocks.{i}"] = flat(grid, cls)[:1]
     found["norm"] = flat(model.norm(grid), None if cls is None else model.norm(cls))
     if cls is not None:
         found["class_token"], found["map"] = found["norm"][:, 0], model.norm(grid).movedim(-1, 1)

@@ -13,7 +13,7 @@ from parity.golden import FOLDER, NAMES, compare, load, outputs, source_of
 @pytest.mark.parametrize("name", NAMES)
 def test_recorded_outputs_are_met(name):
     result = compare(name)
-    assert result.blocks == (0 if name.startswith("mmaction2") else 6)
+    assert result.blocks == (0 if name.startswith(("mmaction2", "rev_")) else 6)
     assert {"norm", "map", "class_token", "logits"} & result.outputs.keys()
     assert result.share <= 1, result
     # Both are as far from exact arithmetic: nothing but rounding lies between them.

@@ -1,13 +1,16 @@
-"""Weights and settings of other projects, both ways: `config_from`, `to_native`, `from_native`."""
+"""Weights and settings of other projects, both ways: `config_from`, `to_native`, `from_native`, `recognise`."""
 
 from openmvit.convert.inflation import inflate
 from openmvit.convert.keymap import expected_shapes
+from openmvit.convert.recognise import Recognised, recognise
 from openmvit.convert.sources import (
     SOURCES,
     config_from,
     detect_source,
+    dropped_keys,
     from_native,
     fuse_qkv,
+    recognise_source,
     split_qkv,
     to_native,
     unwrap,
@@ -15,12 +18,16 @@ from openmvit.convert.sources import (
 
 __all__ = [
     "SOURCES",
+    "Recognised",
     "config_from",
     "detect_source",
+    "dropped_keys",
     "expected_shapes",
     "from_native",
     "fuse_qkv",
     "inflate",
+    "recognise",
+    "recognise_source",
     "split_qkv",
     "to_native",
     "unwrap",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 from torch import Tensor
@@ -39,10 +40,13 @@ def same(*patterns: str) -> list[Rule]:
 
 
 def map_keys(
-    state: Mapping[str, Tensor], rules: Sequence[Rule], depths: Sequence[int], *, to_native: bool
+    state: Mapping[str, Tensor], rules: Sequence[Rule], depths: Sequence[int], *, to_native: bool, strict: bool = True
 ) -> dict[str, Tensor]:
     """Rename and change every tensor by the first rule that matches its key.
 
+    Args:
+        depths: blocks per stage, which turn stage and block within it into the number of a block.
+        strict: false leaves out keys that no rule matches.
     Raises:
         UserError: if a key matches no rule, naming the first few.
     """
@@ -58,18 +62,23 @@ def map_keys(
                 break
         else:
             unmatched.append(key)
-    if unmatched:
+    if unmatched and strict:
         raise UserError(
             f"{len(unmatched)} keys have no rule, such as {', '.join(unmatched[:3])}", "Check the source project"
         )
     return out
 
 
-def _match(pattern: str, key: str) -> dict[str, str | int] | None:
+@cache
+def _regex(pattern: str) -> re.Pattern[str]:
     regex = re.escape(pattern)
     for name in ("n", "s", "b", "rest"):
         regex = regex.replace(re.escape(f"{{{name}}}"), rf"(?P<{name}>.+)" if name == "rest" else rf"(?P<{name}>\d+)")
-    found = re.fullmatch(regex, key)
+    return re.compile(regex)
+
+
+def _match(pattern: str, key: str) -> dict[str, str | int] | None:
+    found = _regex(pattern).fullmatch(key)
     if found is None:
         return None
     return {name: value if name == "rest" else int(value) for name, value in found.groupdict().items()}
@@ -134,6 +143,9 @@ def _block_shapes(b: BlockConfig) -> Iterator[tuple[str, Shape]]:
     yield from _linear("mlp.fc2", hidden, b.dim_out)
     if b.dim != b.dim_out:
         yield from _linear("proj", b.dim, b.dim_out)
+    if b.fusion == "mlp":
+        yield from _linear("fuse.fc1", b.dim, 2 * b.dim)
+        yield from _linear("fuse.fc2", 2 * b.dim, b.dim)
     if b.layer_scale:
         yield "gamma_1", (b.dim_attn,)
         yield "gamma_2", (b.dim_out,)

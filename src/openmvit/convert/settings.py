@@ -73,6 +73,7 @@ def config_from_mvit(settings: Mapping[str, Any]) -> MViTConfig:
     starts = _stage_starts(m)
     fields["depths"] = tuple(b - a for a, b in pairwise([0, *starts, int(m["DEPTH"])]))
     fields |= _pools(m, starts, ndim) | _positions(m, ndim)
+    fields |= _streams(m, starts)
     fields["init"] = "slowfast" if "PATCH_2D" in m or ndim == 3 else "mvit"
     return MViTConfig(**fields)
 
@@ -97,8 +98,6 @@ def _refuse(m: Mapping[str, Any], flat: Mapping[str, Any]) -> None:
     """Absent settings, and values that need another network."""
     for key in sorted(_NEEDED - m.keys()):
         raise UserError(f"MVIT.{key} is absent", "Give the whole MVIT section, defaults included")
-    if m.get("REV", {}).get("ENABLE"):
-        raise UserError("MVIT.REV.ENABLE is true", "Reversible networks are not supported")
     if m.get("NORM", "layernorm") != "layernorm":
         raise UserError(f"MVIT.NORM is {m['NORM']!r}", "Accepted: layernorm")
     if m.get("DROPOUT_RATE", 0.0):
@@ -110,6 +109,29 @@ def _refuse(m: Mapping[str, Any], flat: Mapping[str, Any]) -> None:
         raise UserError("MVIT.DIM_MUL and MVIT.HEAD_MUL name different blocks", "Widths and heads double together")
     if len(m["PATCH_KERNEL"]) == 3 and "num_frames" not in flat:
         raise UserError("MVIT.PATCH_KERNEL has three axes and num_frames is absent", "Give num_frames")
+
+
+_FUSIONS = {"avg": "mean", "concat_linear_2": "mlp"}
+_REV = {"ENABLE", "RESPATH_FUSE", "BUFFER_LAYERS", "RES_PATH", "PRE_Q_FUSION"}
+
+
+def _streams(m: Mapping[str, Any], starts: list[int]) -> dict[str, Any]:
+    """Fields of a reversible network."""
+    rev = m.get("REV", {})
+    for key in rev:
+        if key not in _REV:
+            raise UserError(f"Unknown setting MVIT.REV.{key}", did_you_mean(key, sorted(_REV)))
+    if not rev.get("ENABLE"):
+        return {}
+    for key, accepted in (("RESPATH_FUSE", "concat"), ("RES_PATH", "conv"), ("BUFFER_LAYERS", starts)):
+        value = rev.get(key)
+        if (list(value) if isinstance(value, tuple) else value) != accepted:
+            raise UserError(f"MVIT.REV.{key} is {value!r}", f"Accepted: {accepted}")
+    if rev.get("PRE_Q_FUSION") not in _FUSIONS:
+        raise UserError(f"MVIT.REV.PRE_Q_FUSION is {rev.get('PRE_Q_FUSION')!r}", f"Accepted: {', '.join(_FUSIONS)}")
+    # Widths grow in the transitions whatever DIM_MUL_IN_ATT says, and the released clip network's settings ask for a
+    # class token that its code refuses.
+    return {"reversible": _FUSIONS[rev["PRE_Q_FUSION"]], "dim_mul_in_attention": True, "cls_token": False}
 
 
 def _stage_starts(m: Mapping[str, Any]) -> list[int]:

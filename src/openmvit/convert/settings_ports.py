@@ -206,21 +206,12 @@ def config_from_mmaction2(settings: Mapping[str, Any]) -> MViTConfig:
         UserError: for an unknown argument, or an architecture name that it does not have.
     """
     _known(settings, _MMACTION2)
-    arch = settings["arch"]
-    if isinstance(arch, str):
-        if arch not in _MMACTION2_SIZES:
-            raise UserError(f"arch is {arch!r}", did_you_mean(arch, _MMACTION2_SIZES))
-        arch = _MMACTION2_SIZES[arch]
-    _known(arch, set(_MMACTION2_SIZES["tiny"]))
-    edges = [0, *arch["downscale_indices"], arch["num_layers"]]
     side = settings.get("spatial_size", 224)
     return MViTConfig(
         input_size=(settings.get("temporal_size", 16), side, side),
         in_chans=settings.get("in_channels", 3),
         num_classes=settings.get("num_classes", 400),
-        depths=tuple(b - a for a, b in pairwise(edges)),
-        embed_dim=arch["embed_dims"],
-        num_heads=arch["num_heads"],
+        **_openmmlab_stages(settings["arch"]),
         mlp_ratio=settings.get("mlp_ratio", 4.0),
         qkv_bias=settings.get("qkv_bias", True),
         **_CLIP_STEM,
@@ -235,3 +226,48 @@ def config_from_mmaction2(settings: Mapping[str, Any]) -> MViTConfig:
         drop_rate=settings.get("dropout_ratio", 0.5),
         init="slowfast",
     )
+
+
+# mmpretrain's argument -> ours, and its default.
+_MMPRETRAIN: dict[str, tuple[str, Any]] = {
+    "in_channels": ("in_chans", 3),
+    "num_classes": ("num_classes", 1000),
+    "drop_path_rate": ("drop_path_rate", 0.0),
+    "residual_pooling": ("residual_pooling", True),
+    "dim_mul_in_attention": ("dim_mul_in_attention", True),
+    "rel_pos_zero_init": ("rel_pos_zero_init", False),
+    "mlp_ratio": ("mlp_ratio", 4.0),
+    "qkv_bias": ("qkv_bias", True),
+    "pool_kernel": ("kernel_qkv", (3, 3)),
+}
+_MMPRETRAIN_READ = {"arch", "img_size", "adaptive_kv_stride", "use_abs_pos_embed", "rel_pos_spatial"}
+
+
+def config_from_mmpretrain(settings: Mapping[str, Any]) -> MViTConfig:
+    """Configuration from the arguments of mmpretrain's MViT backbone, with `num_classes` of its head beside them.
+
+    Raises:
+        UserError: for an unknown argument, or an architecture name that it does not have.
+    """
+    _known(settings, _MMPRETRAIN.keys() | _MMPRETRAIN_READ)
+    size, stride = settings.get("img_size", 224), settings.get("adaptive_kv_stride", 4)
+    return MViTConfig(
+        **_openmmlab_stages(settings["arch"]),
+        **{ours: settings.get(theirs, default) for theirs, (ours, default) in _MMPRETRAIN.items()},
+        input_size=(size, size) if isinstance(size, int) else tuple(size),
+        adaptive_kv_stride=(stride, stride) if isinstance(stride, int) else tuple(stride),
+        absolute_position="joint" if settings.get("use_abs_pos_embed", False) else "none",
+        relative_position="decomposed" if settings.get("rel_pos_spatial", True) else "none",
+        init="slowfast",
+    )
+
+
+def _openmmlab_stages(arch: Any) -> dict[str, Any]:
+    if isinstance(arch, str):
+        if arch not in _MMACTION2_SIZES:
+            raise UserError(f"arch is {arch!r}", did_you_mean(arch, _MMACTION2_SIZES))
+        arch = _MMACTION2_SIZES[arch]
+    _known(arch, set(_MMACTION2_SIZES["tiny"]))
+    edges = [0, *arch["downscale_indices"], arch["num_layers"]]
+    depths = tuple(b - a for a, b in pairwise(edges))
+    return {"depths": depths, "embed_dim": arch["embed_dims"], "num_heads": arch["num_heads"]}

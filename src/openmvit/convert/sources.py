@@ -1,9 +1,9 @@
-"""One table per project: how it names keys, what its tensors look like, how its settings read."""
+"""Weights of other projects under our names and back, and the settings that come with them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from openmvit.config import MViTConfig
-from openmvit.convert.keymap import Rule, expected_shapes, map_keys, same
+from openmvit.convert import naming
+from openmvit.convert.keymap import Rule, expected_shapes, map_keys
 from openmvit.convert.settings import config_from_mvit
 from openmvit.convert.settings_ports import (
     config_from_mmaction2,
+    config_from_mmpretrain,
     config_from_pytorchvideo,
     config_from_timm,
     config_from_torchvision,
@@ -30,107 +32,32 @@ class Source:
     """What one project calls things.
 
     Args:
-        rules: the key table for a network; a function, because two projects name keys by the architecture.
-        config: reads the project's settings.
+        rules: the key table for a network, or for any network.
+        config: reads the project's settings; None where no file carries them.
         repeats: regular expression and replacement of keys that repeat another key's tensor.
+        strays: regular expressions of keys that its files hold although a network has no use for them.
     """
 
-    rules: Callable[[MViTConfig], list[Rule]]
-    config: Callable[[Mapping[str, Any]], MViTConfig]
+    rules: Callable[[MViTConfig | None], list[Rule]]
+    config: Callable[[Mapping[str, Any]], MViTConfig] | None = None
     repeats: tuple[tuple[str, str], ...] = ()
+    strays: Callable[[MViTConfig], tuple[str, ...]] = lambda _: ()
 
 
-def _mvit(_: MViTConfig) -> list[Rule]:
-    # Parameter names are the authors' names.
-    return same("{rest}")
-
-
-def _slowfast(config: MViTConfig) -> list[Rule]:
-    if config.ndim == 3:
-        return same("{rest}")
-    # Its image networks pool with 3D convolutions over one frame.
-    return [
-        Rule(
-            f"blocks.{{n}}.attn.pool_{name}.weight",
-            f"blocks.{{n}}.attn.pool_{name}.weight",
-            to_native=lambda t: t.squeeze(2) if t.dim() == 5 else t,
-            from_native=lambda t: t.unsqueeze(2),
-        )
-        for name in "qkv"
-    ] + same("{rest}")
-
-
-def _timm(config: MViTConfig) -> list[Rule]:
-    shortcut = "shortcut_proj_attn" if config.dim_mul_in_attention else "shortcut_proj_mlp"
-    return [
-        Rule("blocks.{n}.proj.{rest}", f"stages.{{s}}.blocks.{{b}}.{shortcut}.{{rest}}"),
-        Rule("blocks.{n}.{rest}", "stages.{s}.blocks.{b}.{rest}"),
-        Rule("head.projection.{rest}", "head.fc.{rest}"),
-        *same("patch_embed.proj.{rest}", "norm.{rest}", "cls_token", "pos_embed"),
-    ]
-
-
-def _torchvision(_: MViTConfig) -> list[Rule]:
-    def row(t: Tensor) -> Tensor:  # tokens are kept without leading axes there
-        return t.reshape(1, *(1,) * (2 - t.dim()), *t.shape)
-
-    return [
-        Rule("patch_embed.proj.{rest}", "conv_proj.{rest}"),
-        Rule("cls_token", "pos_encoding.class_token", row, lambda t: t[0, 0]),
-        Rule("pos_embed_class", "pos_encoding.class_pos", row, lambda t: t[0, 0]),
-        Rule("pos_embed_spatial", "pos_encoding.spatial_pos", row, lambda t: t[0]),
-        Rule("pos_embed_temporal", "pos_encoding.temporal_pos", row, lambda t: t[0]),
-        Rule("blocks.{n}.attn.proj.{rest}", "blocks.{n}.attn.project.0.{rest}"),
-        *(Rule(f"blocks.{{n}}.attn.pool_{x}.weight", f"blocks.{{n}}.attn.pool_{x}.pool.weight") for x in "qkv"),
-        *(
-            Rule(f"blocks.{{n}}.attn.norm_{x}.{{rest}}", f"blocks.{{n}}.attn.pool_{x}.norm_act.0.{{rest}}")
-            for x in "qkv"
-        ),
-        Rule("blocks.{n}.mlp.fc1.{rest}", "blocks.{n}.mlp.0.{rest}"),
-        Rule("blocks.{n}.mlp.fc2.{rest}", "blocks.{n}.mlp.3.{rest}"),
-        Rule("blocks.{n}.proj.{rest}", "blocks.{n}.project.{rest}"),
-        Rule("head.projection.{rest}", "head.1.{rest}"),
-        *same("blocks.{n}.{rest}", "norm.{rest}"),
-    ]
-
-
-def _pytorchvideo(config: MViTConfig) -> list[Rule]:
-    return [
-        Rule("patch_embed.proj.{rest}", "patch_embed.patch_model.{rest}"),
-        Rule("norm_stem.{rest}", "norm_patch_embed.{rest}"),
-        *(Rule(k, f"cls_positional_encoding.{k}") for k in ("cls_token", "pos_embed")),
-        Rule("pos_embed_{rest}", "cls_positional_encoding.pos_embed_{rest}"),
-        Rule("norm.{rest}", "norm_embed.{rest}"),
-        Rule("head.projection.{rest}", "head.proj.{rest}"),
-        *(rule for rule in _slowfast(config) if rule.native.startswith("blocks.{n}.attn.pool_")),
-        *same("blocks.{n}.{rest}"),
-    ]
-
-
-def _mmaction2(_: MViTConfig) -> list[Rule]:
-    return [
-        Rule("patch_embed.proj.{rest}", "backbone.patch_embed.projection.{rest}"),
-        # Its norm is numbered by the last output stage.
-        Rule("norm.{rest}", "backbone.norm3.{rest}"),
-        Rule("head.projection.{rest}", "cls_head.fc_cls.{rest}"),
-        *(Rule(key, f"backbone.{key}") for key in ("cls_token", "pos_embed", "blocks.{n}.{rest}")),
-    ]
-
+_REPEATED_POOLS = (
+    (r"(.*\.attn\.)pool_([qkv])\.weight", r"\1_attention_pool_\2.pool.weight"),
+    (r"(.*\.attn\.)norm_([qkv])\.(weight|bias)", r"\1_attention_pool_\2.norm.\3"),
+)
 
 SOURCES: dict[str, Source] = {
-    "mvit": Source(_mvit, config_from_mvit),
-    "slowfast": Source(_slowfast, config_from_mvit),
-    "timm": Source(_timm, config_from_timm),
-    "torchvision": Source(_torchvision, config_from_torchvision),
-    "pytorchvideo": Source(
-        _pytorchvideo,
-        config_from_pytorchvideo,
-        repeats=(
-            (r"(.*\.attn\.)pool_([qkv])\.weight", r"\1_attention_pool_\2.pool.weight"),
-            (r"(.*\.attn\.)norm_([qkv])\.(weight|bias)", r"\1_attention_pool_\2.norm.\3"),
-        ),
-    ),
-    "mmaction2": Source(_mmaction2, config_from_mmaction2),
+    "mvit": Source(naming.mvit, config_from_mvit),
+    "slowfast": Source(naming.slowfast, config_from_mvit, strays=naming.slowfast_strays),
+    "timm": Source(naming.timm, config_from_timm),
+    "torchvision": Source(naming.torchvision, config_from_torchvision),
+    "pytorchvideo": Source(naming.pytorchvideo, config_from_pytorchvideo, repeats=_REPEATED_POOLS),
+    "mmaction2": Source(naming.mmaction2, config_from_mmaction2, strays=naming.openmmlab_strays),
+    "mmpretrain": Source(naming.mmpretrain, config_from_mmpretrain, strays=naming.openmmlab_strays),
+    "huggingface": Source(naming.huggingface),
 }
 
 
@@ -140,46 +67,69 @@ def _source(name: str) -> Source:
     return SOURCES[name]
 
 
-# A piece of a key that only this project writes; the authors' own names are the rest.
+# A beginning of keys that only this project writes.
 _MARKS = {
+    "rev_backbone.": "slowfast",
+    "mvitv2.": "huggingface",
+    "encoder.stages.": "huggingface",
     "stages.": "timm",
     "conv_proj.": "torchvision",
     "patch_embed.patch_model.": "pytorchvideo",
-    "backbone.patch_embed.projection.": "mmaction2",
+    "cls_head.": "mmaction2",
+    "head.fc.": "mmpretrain",
 }
 
 
+def recognise_source(state_dict: Mapping[str, Tensor]) -> tuple[str, str]:
+    """The project whose key names a state dict has, and what says so."""
+    for mark, name in _MARKS.items():
+        if any(key.startswith(mark) for key in state_dict):
+            return name, f"keys {mark}*"
+    stem = state_dict.get("backbone.patch_embed.projection.weight")
+    if stem is not None:
+        kind = ("mmaction2", "clips") if stem.dim() == 5 else ("mmpretrain", "images")
+        return kind[0], f"keys backbone.* without a head, a stem for {kind[1]}"
+    dims = {key: t.dim() for key, t in state_dict.items() if key.endswith(("patch_embed.proj.weight", "pool_k.weight"))}
+    if max(dims.values(), default=0) == 5:
+        return "slowfast", "the authors' keys with 3D filters"
+    return "mvit", "the authors' keys with 2D filters" if dims else "no key of another project"
+
+
 def detect_source(state_dict: Mapping[str, Tensor]) -> str:
-    """The project whose key names a state dict has; `slowfast` reads facebookresearch/mvit's files too."""
-    return next((name for mark, name in _MARKS.items() if any(k.startswith(mark) for k in state_dict)), "slowfast")
+    """The project whose key names a state dict has."""
+    return recognise_source(state_dict)[0]
 
 
 def config_from(source: str, settings: Mapping[str, Any]) -> MViTConfig:
     """The network that a project's own settings describe.
 
     Args:
-        source: `mvit`, `slowfast`, `timm`, `torchvision`, `pytorchvideo` or `mmaction2`.
+        source: a name of `SOURCES`.
         settings: the project's settings as plain data, such as the `cfg` of a checkpoint.
     Raises:
         UserError: for an unknown source or field, or a value that this network does not have.
     """
-    return _source(source).config(settings)
+    read = _source(source).config
+    if read is None:
+        raise UserError(f"Settings of {source} are read by openmvit.hub", "Use openmvit.hub.MViTV2Config")
+    return read(settings)
 
 
 def to_native(source: str, config: MViTConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A project's weights under our names, nothing left unmatched.
+    """A project's weights under our names, nothing left unmatched but the keys that `dropped_keys` lists.
+
+    Projections of queries, keys and values come as `config` has them, fused or separate. A file of masked pre-training
+    gives a trunk without the final norm.
 
     Raises:
         UserError: if a key has no place in the network, or a place got no tensor.
     """
     state = unwrap(state_dict)
-    twice = _repeated(source, state)
-    state = {key: tensor for key, tensor in state.items() if key not in twice}
-    native = map_keys(state, _source(source).rules(config), config.depths, to_native=True)
-    if not config.separate_qkv:
-        native = fuse_qkv(native)
-    expected = expected_shapes(config)
-    extra, missing = native.keys() - expected.keys(), expected.keys() - native.keys()
+    dropped = set(dropped_keys(source, config, state))
+    kept = {key: tensor for key, tensor in state.items() if key not in dropped}
+    native = map_keys(kept, _source(source).rules(config), config.depths, to_native=True)
+    native = split_qkv(native) if config.separate_qkv else fuse_qkv(native)
+    extra, missing = misfits(native, config, pretraining=is_pretraining(state))
     if extra or missing:
         raise UserError(
             f"The weights do not fit this architecture: {_named(extra)} too many, {_named(missing)} missing",
@@ -188,10 +138,38 @@ def to_native(source: str, config: MViTConfig, state_dict: Mapping[str, Tensor])
     return native
 
 
-def from_native(source: str, config: MViTConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights under a project's names; the inverse of `to_native`."""
+def misfits(native: Iterable[str], config: MViTConfig, *, pretraining: bool = False) -> tuple[set[str], set[str]]:
+    """Keys that the network has no place for, and places that have no key."""
+    keys, expected = set(native), expected_shapes(config).keys()
+    absent = {"norm.weight", "norm.bias"} if pretraining else set()
+    return keys - expected, expected - keys - absent
+
+
+def from_native(
+    source: str, config: MViTConfig, state_dict: Mapping[str, Tensor], *, separate_qkv: bool | None = None
+) -> dict[str, Tensor]:
+    """Our weights under a project's names; the inverse of `to_native`.
+
+    Args:
+        separate_qkv: three projections or one, for a loader that wants the other form than `config` has.
+    """
+    if separate_qkv is not None:
+        state_dict = split_qkv(state_dict) if separate_qkv else fuse_qkv(state_dict)
     state = map_keys(state_dict, _source(source).rules(config), config.depths, to_native=False)
     return state | {copy: state[key] for copy, key in _repeated(source, state, present=False).items()}
+
+
+def dropped_keys(source: str, config: MViTConfig, state_dict: Mapping[str, Tensor]) -> list[str]:
+    """Keys of a file that `to_native` leaves out: copies, and what the network has no use for."""
+    state = unwrap(state_dict)
+    patterns = (*naming.PRETRAINING, *_source(source).strays(config))
+    found = [key for key in state if any(re.fullmatch(pattern, key) for pattern in patterns)]
+    return sorted({*found, *_repeated(source, state)})
+
+
+def is_pretraining(state: Iterable[str]) -> bool:
+    """Whether the keys are those of masked pre-training, whose network has no norm and no classifier."""
+    return any(re.fullmatch(pattern, key) for key in state for pattern in naming.PRETRAINING)
 
 
 def _repeated(source: str, state: Mapping[str, Tensor], *, present: bool = True) -> dict[str, str]:
@@ -229,12 +207,14 @@ def split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unwrap(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under keys without the names that training wrappers put into them."""
+    """The same tensors under keys without the names that training wrappers put into them or before all of them."""
     state: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
         for wrapper in _WRAPPERS:
             key = key.replace(wrapper, "")
         state[key] = tensor
+    if state and all(key.startswith("model.") for key in state):
+        return {key.removeprefix("model."): tensor for key, tensor in state.items()}
     return state
 
 
