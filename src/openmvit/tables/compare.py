@@ -9,15 +9,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from openmvit.architectures import ARCHITECTURES, DETECTORS, model_config
 from openmvit.config import MViTConfig
 from openmvit.counting import Cost, count_classifier, count_detector
 from openmvit.errors import UserError, did_you_mean
 from openmvit.tables.rows import NOT_COMPUTABLE, PLAIN, ROWS, Setting
+
+if TYPE_CHECKING:
+    from openmvit.detection.config import DetectorConfig
 
 Verdict = Literal["exact", "unit", "explained", "wrong", "not_computable"]
 Changes = Mapping[str, Mapping[str, Any]]
@@ -69,14 +72,10 @@ def compare(changes: Changes | None = None) -> list[Cell]:
     for name in changes:
         if name not in BASES:
             raise UserError(f"The tables use no architecture {name!r}", did_you_mean(name, BASES))
-    costs: dict[str, Cost] = {}
     cells = []
     for line in _printed():
         setting = ROWS[line["table"], line["row"]][line["quantity"] == "params_m"]
-        key = repr(setting)
-        if key not in costs:
-            costs[key] = _cost(setting, changes.get(setting.base, {}))
-        cells.append(_judge(line, costs[key]))
+        cells.append(_judge(line, _cost(_config(setting, changes.get(setting.base, {})))))
     cells += [Cell(*cell[:4], None, "not_computable", cell[4]) for cell in NOT_COMPUTABLE]
     return sorted(cells, key=lambda cell: _place(cell.table))
 
@@ -92,20 +91,25 @@ def _place(table: str) -> tuple[bool, int, str]:
     return appendix is not None, int(number), letter
 
 
-def _cost(setting: Setting, changed: Mapping[str, Any]) -> Cost:
-    """What a row's network costs; changes of its architecture come before those that the row makes."""
+def _config(setting: Setting, changed: Mapping[str, Any]) -> MViTConfig | DetectorConfig:
+    """What stands in a row; changes of its architecture come before those that the row makes."""
     fields, changes = PLAIN.get(setting.base) or DETECTORS.get(setting.base, {}), {**changed, **setting.changes}
     if setting.base in ARCHITECTURES:
-        return count_classifier(model_config(setting.base, **changes)).total
+        return model_config(setting.base, **changes)
     if "backbone" not in fields:
-        return count_classifier(MViTConfig(**fields).replace(**changes)).total
+        return MViTConfig(**fields).replace(**changes)
     from openmvit.detection.config import DetectorConfig
 
     config = DetectorConfig.from_dict(fields)
     own = {f.name for f in dataclasses.fields(DetectorConfig)}
     backbone = config.backbone.replace(**{key: value for key, value in changes.items() if key not in own})
-    rest = {key: value for key, value in changes.items() if key in own}
-    return count_detector(config.replace(backbone=backbone, **rest)).total
+    return config.replace(backbone=backbone, **{key: value for key, value in changes.items() if key in own})
+
+
+@cache
+def _cost(config: MViTConfig | DetectorConfig) -> Cost:
+    # A cell for operations and one for parameters are mostly of one network, and tables repeat each other.
+    return (count_classifier(config) if isinstance(config, MViTConfig) else count_detector(config)).total
 
 
 def _judge(line: dict[str, str], cost: Cost) -> Cell:
