@@ -196,6 +196,13 @@ def stem_grid(config: MViTConfig, size: Size) -> Size:
     return tuple((n + 2 * p - k) // s + 1 for n, k, s, p in axes)
 
 
+_SAME_IN_EVERY_BLOCK = (
+    *("pool_mode", "pool_first", "separate_qkv", "qkv_bias", "residual_pooling"),
+    *("relative_position", "relative_terms", "relative_scaled", "mlp_ratio", "layer_scale"),
+    *("norm_eps", "pool_norm_eps"),
+)
+
+
 def _expand(c: MViTConfig) -> Iterator[BlockConfig]:
     ones = (1,) * c.ndim
     grid, table_grid, dim, index = stem_grid(c, c.input_size), c.patch_grid, c.embed_dim, 0
@@ -224,19 +231,8 @@ def _expand(c: MViTConfig) -> Iterator[BlockConfig]:
                 stride_kv=stride_kv,
                 window=window,
                 shifted=c.window_pattern == "shifted" and index % 2 == 1,
-                pool_mode=c.pool_mode,
-                pool_first=c.pool_first,
-                separate_qkv=c.separate_qkv,
-                qkv_bias=c.qkv_bias,
-                residual_pooling=c.residual_pooling,
-                relative_position=c.relative_position,
-                relative_terms=c.relative_terms,
-                relative_scaled=c.relative_scaled,
-                mlp_ratio=c.mlp_ratio,
                 drop_path=c.drop_path_rate * index / max(c.depth - 1, 1),
-                layer_scale=c.layer_scale,
-                norm_eps=c.norm_eps,
-                pool_norm_eps=c.pool_norm_eps,
+                **{name: getattr(c, name) for name in _SAME_IN_EVERY_BLOCK},
             )
             yield block
             grid, dim, index = block.q_grid, block.dim_out, index + 1
