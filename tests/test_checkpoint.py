@@ -151,14 +151,43 @@ def test_mismatch_beyond_the_head_is_an_error_unless_asked_for():
     source, target = build(), build(embed_dim=32)
     with pytest.raises(UserError, match="do not fit this network"):
         load_weights(target, source.state_dict(), source.config)
-    report = load_weights(target, source.state_dict(), source.config, strict=False)
-    assert "blocks.0.attn.qkv.weight" in report.reinitialised
+    with pytest.raises(UserError, match="Only 0 of the 54 tensors of the trunk fit"):
+        load_weights(target, source.state_dict(), source.config, strict=False)
     deeper = build(depths=(1, 2))
     with pytest.raises(UserError, match=r"blocks\.2"):
         load_weights(deeper, source.state_dict(), source.config)
     shallower = build(depths=(1,))
     with pytest.raises(UserError, match=r"blocks\.1"):
         load_weights(shallower, source.state_dict(), source.config)
+
+
+def test_a_few_tensors_may_be_lost_if_asked_for_but_no_more():
+    source, target = build(), build()
+    fresh = {key: value.clone() for key, value in target.state_dict().items()}
+    lost = ["blocks.0.norm1.weight", "blocks.1.mlp.fc1.bias"]
+    state = {key: value + 1 for key, value in source.state_dict().items() if key not in lost}
+    with pytest.raises(UserError, match="2 tensors do not fit"):
+        load_weights(target, state, source.config)
+    report = load_weights(target, state, source.config, strict=False)
+    assert report.reinitialised == lost
+    assert report.share == pytest.approx(52 / 54)
+    assert json.loads(json.dumps(report.to_dict()))["loaded"] == report.loaded
+    assert torch.equal(target.norm.weight, source.norm.weight + 1)
+    for key in ("blocks.0.norm2.weight", "norm.weight"):
+        del state[key]
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(UserError, match="Only 50 of the 54"):
+        load_weights(target, {key: value + 1 for key, value in state.items()}, source.config, strict=False)
+    assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
+    assert torch.equal(target.blocks[0].norm1.weight, fresh["blocks.0.norm1.weight"])
+
+
+def test_a_network_of_our_own_file_has_a_report_too(tmp_path):
+    model = build()
+    save(tmp_path / "w.safetensors", model.state_dict(), card(model))
+    report = read_model(tmp_path / "w.safetensors")[0].load_report
+    assert set(report.loaded) == set(model.state_dict())
+    assert report.source == str(tmp_path / "w.safetensors")
 
 
 def test_header_is_readable_by_any_tool(tmp_path):

@@ -1,6 +1,7 @@
 """Names, changes and weights: what `create_model` promises."""
 
 import http.server
+import os
 import threading
 from functools import partial
 
@@ -9,7 +10,7 @@ import torch
 import yaml
 
 from openmvit import UserError, create_model, list_models, weights
-from openmvit.architectures import ARCHITECTURES, DETECTORS, model_config
+from openmvit.architectures import ARCHITECTURES, model_config
 from openmvit.convert import from_native
 from openmvit.zoo import load_model
 
@@ -120,7 +121,7 @@ def test_a_file_of_another_architecture_is_refused(tmp_path, small):
 def test_the_size_of_a_bare_file_is_read_from_its_tables(tmp_path, name, changes, size, monkeypatch):
     narrow = {key: row | {"embed_dim": 48} for key, row in ARCHITECTURES.items() if key.startswith("mvit")}
     monkeypatch.setattr("openmvit.architectures.ARCHITECTURES", narrow)
-    monkeypatch.setattr("openmvit.weights.ARCHITECTURES", narrow)
+    monkeypatch.setattr("openmvit.weights.reading.ARCHITECTURES", narrow)
     with torch.device("meta"):
         model = create_model(name, num_classes=9, **changes)
     state = {key: torch.zeros(value.shape) for key, value in model.state_dict().items()}
@@ -150,67 +151,19 @@ def test_a_misfit_can_be_asked_for(tmp_path, small):
     torch.save({"model_state": small.state_dict()}, tmp_path / "w.pyth")
     with pytest.raises(UserError, match="do not fit"):
         create_model(TEST_NAME, pretrained=tmp_path / "w.pyth", embed_dim=16, layer_scale=0.1)
-    model = create_model(TEST_NAME, pretrained=tmp_path / "w.pyth", embed_dim=16, mlp_ratio=2.0, strict=False)
-    assert "blocks.0.mlp.fc1.weight" in model.load_report.reinitialised
+    with pytest.raises(UserError, match=r"Only \d+ of the \d+ tensors of the trunk fit"):
+        create_model(TEST_NAME, pretrained=tmp_path / "w.pyth", embed_dim=16, mlp_ratio=2.0, strict=False)
+    model = create_model(
+        TEST_NAME,
+        tmp_path / "w.pyth",
+        embed_dim=16,
+        num_classes=11,
+        patch_kernel=(3, 3),
+        patch_padding=(1, 1),
+        strict=False,
+    )
+    assert model.load_report.reinitialised == ["patch_embed.proj.weight"]
     assert "blocks.0.attn.qkv.weight" in model.load_report.loaded
-
-
-def test_cards_are_found_by_tag_and_short_tag():
-    for card in weights.cards():
-        if card.model in DETECTORS:
-            assert card.url.endswith(".pkl")
-            assert card.preprocessing.keys() == {"short_side", "long_side"}
-            continue
-        assert card.model in ARCHITECTURES
-        assert card.url.endswith((".pyth", ".pth"))
-        clip = {"num_frames", "stride", "sampling", "clips", "crops", "short_side", "stored_side"}
-        own = clip if model_config(card.model).ndim == 3 else {"crop_ratio", "interpolation"}
-        assert {"imgsz", "mean", "std"} | own == card.preprocessing.keys()
-    assert weights.find_card("mvitv2_small", "in1k").name == "mvitv2_small.fb_in1k"
-    assert weights.find_card("mvitv2_base_cls").num_classes == 19168
-    with pytest.raises(UserError, match="fb_in1k"):
-        weights.find_card("mvitv2_small", "fb_in22k")
-    with pytest.raises(UserError, match="No weights of mvitv1_base_24"):
-        weights.find_card("mvitv1_base_24")
-
-
-# name: outputs, (frames, side), statistics of red, rule, (clips, crops), short side, top-1, as published.
-CLIP_CARDS = {
-    "mvitv2_small_16x4.fb_k400": (400, (16, 224), (0.45, 0.225), "span", (5, 1), 256, 81.0),
-    "mvitv2_small_16x4.fb_ssv2": (174, (16, 224), (0.45, 0.225), "segments", (1, 3), 224, 68.2),
-    "mvitv2_small_16x4.tv_k400": (400, (16, 224), (0.45, 0.225), "span", (5, 1), 256, 80.757),
-    "mvitv2_base_32x3.fb_k400": (400, (32, 224), (0.45, 0.225), "span", (5, 1), 256, 82.9),
-    "mvitv2_base_32x3.fb_ssv2": (174, (32, 224), (0.45, 0.225), "segments", (1, 3), 224, 70.5),
-    "mvitv2_large_40x3.fb_k400": (400, (40, 312), (0.485, 0.229), "span", (5, 3), 312, 86.1),
-    "mvitv2_large_40x3.fb_ssv2": (174, (40, 312), (0.406, 0.225), "segments", (1, 3), 312, 73.3),
-    "mvitv1_base_16x4.ptv_k400": (400, (16, 224), (0.45, 0.225), "span", (5, 1), 256, 78.85),
-    "mvitv1_base_16x4.tv_k400": (400, (16, 224), (0.45, 0.225), "span", (5, 1), 256, 78.477),
-    "mvitv1_base_32x3.ptv_k400": (400, (32, 224), (0.45, 0.225), "span", (5, 1), 256, 80.3),
-}
-
-
-def test_clip_cards_are_the_published_ones():
-    found = {}
-    for card in weights.cards():
-        p = card.preprocessing
-        if card.model in ARCHITECTURES and model_config(card.model).ndim == 3:
-            size, views = (p["num_frames"], p["imgsz"]), (p["clips"], p["crops"])
-            assert model_config(card.model).input_size == (*size, p["imgsz"])
-            assert p["stride"] == int(card.model.rpartition("x")[2])
-            red = (p["mean"][0], p["std"][0])
-            found[card.name] = (
-                card.num_classes,
-                size,
-                red,
-                p["sampling"],
-                views,
-                p["short_side"],
-                card.published["top1"],
-            )
-    assert found == CLIP_CARDS
-    # The first is the default: the authors' own, where they released one.
-    assert weights.find_card("mvitv2_small_16x4").tag == "fb_k400"
-    assert weights.find_card("mvitv2_small_16x4", "ssv2").tag == "fb_ssv2"
 
 
 @pytest.fixture
@@ -225,32 +178,50 @@ def server(tmp_path):
         running.shutdown()
 
 
-def redirected(monkeypatch, url, **changes):
-    cards = [weights.WeightCard(**vars(c) | {"url": f"{url}/w.pyth"} | changes) for c in weights.cards()]
-    monkeypatch.setattr(weights, "cards", lambda: tuple(cards))
+PLACE = "dl.fbaipublicfiles.com/mvit/mvitv2_models"
+
+
+@pytest.fixture
+def released(server, small, tmp_path, monkeypatch):
+    """The authors' file at its place below a mirror, in the shape of a narrow network."""
+    folder, url = server
+    monkeypatch.setenv("OPENMVIT_MIRROR", url)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    (folder / PLACE).mkdir(parents=True)
+    write(folder / PLACE / "MViTv2_T_in1k.pyth", small, "authors")
+    return folder / PLACE / "MViTv2_T_in1k.pyth"
 
 
 @torch.no_grad()
-def test_default_weights_are_fetched_once_and_loaded(server, small, tmp_path, monkeypatch, capsys):
-    folder, url = server
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
-    redirected(monkeypatch, url)
-    write(folder / "w.pyth", small, "authors")
+def test_default_weights_are_fetched_once_and_loaded(released, small, capsys):
     model = create_model(f"{TEST_NAME}.in1k", embed_dim=16, num_classes=11).eval()
     assert "mvitv2_tiny.fb_in1k" in capsys.readouterr().err
-    (folder / "w.pyth").unlink()
+    assert model.load_report.source == "mvitv2_tiny.fb_in1k"
+    released.unlink()
     again = create_model(TEST_NAME, pretrained=True, embed_dim=16, num_classes=11).eval()
     x = torch.randn(1, 3, 32, 32)
     assert torch.equal(model(x), again(x))
     assert torch.equal(model(x), small.eval()(x))
 
 
-def test_weights_that_cannot_be_had_name_the_ways_out(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
-    redirected(monkeypatch, server[1])
-    with pytest.raises(UserError, match=r"--weights FILE, or --weights none"):
+def test_weights_bring_their_classes_unless_others_are_asked_for(released, tmp_path):
+    assert create_model(TEST_NAME, embed_dim=16).config.num_classes == 1000
+    own = create_model(TEST_NAME, pretrained=True, embed_dim=16)
+    assert own.config.num_classes == 11
+    assert own.load_report.reinitialised == []
+    asked = create_model(TEST_NAME, pretrained=True, embed_dim=16, num_classes=7)
+    assert asked.config.num_classes == 7
+    assert asked.load_report.reinitialised == ["head.projection.weight", "head.projection.bias"]
+    address = f"http://127.0.0.1:{os.environ['OPENMVIT_MIRROR'].rpartition(':')[2]}"
+    for weights_of in (released, f"{address}/{PLACE}/MViTv2_T_in1k.pyth"):
+        assert create_model(TEST_NAME, pretrained=weights_of, embed_dim=16).config.num_classes == 11
+
+
+def test_weights_that_cannot_be_had_name_the_ways_out(released, tmp_path):
+    released.unlink()
+    with pytest.raises(UserError, match=r"404.*--weights FILE, or --weights none"):
         create_model(TEST_NAME, pretrained=True)
-    assert not list((tmp_path / "cache").rglob("*.pyth"))
+    assert {path.suffix for path in (tmp_path / "cache").rglob("*.*")} <= {".lock"}
 
 
 def test_load_model_takes_names_and_says_what_is_near():

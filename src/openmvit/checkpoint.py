@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openmvit.config import MViTConfig, Size
+from openmvit.convert.claims import HEADER_BYTES, check_architecture, check_card_text, check_header, check_length
 from openmvit.errors import UserError
 from openmvit.model import MViT
 from openmvit.nn.position import resize_grid, resize_table
@@ -30,6 +31,10 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WRAPPER_KEYS = ("model_state", "state_dict", "model")
 
 
+NEEDED = 0.95
+"""Share of the trunk's tensors that weights must fill; less is an error whatever was asked for."""
+
+
 @dataclass
 class LoadReport:
     """What became of every tensor when weights were put into a network."""
@@ -41,6 +46,21 @@ class LoadReport:
     """Keys of the network that kept their initial values."""
     ignored: list[str] = field(default_factory=list)
     """Keys of the file that the network has no place for."""
+    reason: str = ""
+    """What told which network another project's file holds."""
+    source: str = ""
+    """What the weights are: a card's name, a path or an address."""
+    share: float = 1.0
+    """Of the trunk's tensors that the file has to fill, those that it did fill, 0..1."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def with_file(self, dropped: list[str], reason: str) -> LoadReport:
+        """This report with what became of the file before its tensors had our names."""
+        self.ignored, self.reason = [*dropped, *self.ignored], reason
+        return self
 
     def __str__(self) -> str:
         parts = [f"loaded {len(self.loaded)} tensors"]
@@ -48,7 +68,7 @@ class LoadReport:
             keys: list[str] = getattr(self, word)
             if keys:
                 parts.append(f"{word} {len(keys)} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
-        return "; ".join(parts)
+        return "; ".join([*parts, *[self.reason] * bool(self.reason)])
 
 
 def save(path: Path, state_dict: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
@@ -61,9 +81,12 @@ def save(path: Path, state_dict: Mapping[str, Tensor], card: Mapping[str, Any]) 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
+    text = json.dumps({"format": FORMAT, **card})
+    if 2 * len(text) > HEADER_BYTES:
+        raise UserError(f"The card of {path} has {len(text) >> 20} MiB", "Leave long lists out of it")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
     try:
-        save_file(tensors, temporary, metadata={HEADER: json.dumps({"format": FORMAT, **card})})
+        save_file(tensors, temporary, metadata={HEADER: text})
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -91,11 +114,33 @@ def find(target: str | Path) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a weight file holds."""
+
+    state: dict[str, Tensor]
+    card: dict[str, Any] | None = None
+    """Of our own files."""
+    settings: str | None = None
+    """YAML text that the authors' files carry beside the weights; written by others, so read it with care."""
+
+
 def read(target: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """State dict and card of a run folder or file; the card is None for a file of another project.
 
     Raises:
-        UserError: if the file is missing, damaged, or a pickle that holds more than tensors and plain data.
+        UserError: if the file is missing, damaged, claims more than it holds, or is a pickle that holds more than
+            tensors and plain data.
+    """
+    content = read_content(target)
+    return content.state, content.card
+
+
+def read_content(target: str | Path) -> Content:
+    """All that a run folder or file says about weights.
+
+    Raises:
+        UserError: see `read`.
     """
     path = find(target)
     with path.open("rb") as file:
@@ -104,50 +149,71 @@ def read(target: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         return _read_safetensors(path)
     content = read_pickle(path)
+    state = content
     for key in _WRAPPER_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+            state = content[key]
             break
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()) or not content:
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()) or not state:
         raise UserError(f"The file {path} holds no state dict", "Give a file that holds the weights of a network")
-    return content, None
+    if not all(isinstance(key, str) for key in state):
+        raise UserError(f"The tensors of {path} have no names", "Give a file that holds the weights of a network")
+    settings = content.get("cfg")
+    return Content(dict(state), settings=settings if isinstance(settings, str) else None)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def _read_safetensors(path: Path) -> Content:
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            text = (file.metadata() or {}).get(HEADER)
+            if text is not None:
+                check_card_text(path, text)
+            card = None if text is None else json.loads(text)
             # Copied to aligned memory: kernels chosen by alignment would change the last bit of the outputs.
             state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-        card = json.loads(metadata[HEADER]) if HEADER in metadata else None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"Cannot read {path} ({error})", "The file is damaged; fetch or train it again") from error
+    except UserError:
+        raise
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        words = str(error)[:200]
+        raise UserError(f"Cannot read {path} ({words})", "The file is damaged; fetch or train it again") from error
+    if card is not None and not isinstance(card, dict):
+        raise UserError(f"The header of {path} is no card", "The file is damaged; fetch or train it again")
     if card is not None and card.get("format", 0) > FORMAT:
         raise UserError(f"{path} was written by a newer version (format {card['format']})", "Update openmvit")
-    return state, card
+    return Content(state, card)
 
 
 def read_pickle(path: Path) -> Any:
     """Content of a `.pth`, `.pyth`, `.bin` or `.pkl` file; only tensors, arrays and plain data are ever unpickled.
 
     Raises:
-        UserError: if the file is damaged or holds anything that would run code.
+        UserError: if the file is damaged, claims more than it holds, or names anything that would run code.
     """
-    if path.suffix == ".pkl":
-        from openmvit.convert.pickles import read_array_pickle
+    from openmvit.convert.torchfiles import check_torch_file, is_torch_file
 
-        return read_array_pickle(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
-        raise UserError(
-            f"Refused to read {path}: it is damaged or holds more than weights {reason[:120]}".rstrip(),
-            "Give a file of tensors; nothing in it was run",
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"Cannot read {path} ({first[:120]})", "The file is damaged; fetch it again") from error
+    size = check_length(path)
+    with path.open("rb") as file:
+        if not is_torch_file(file.read(32)):
+            return _read_plain(path)
+        check_torch_file(path, file, size)
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+            raise UserError(
+                f"Refused to read {path}: it is damaged or holds more than weights {reason[:120]}".rstrip(),
+                "Give a file of tensors; nothing in it was run",
+            ) from error
+        except Exception as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"Cannot read {path} ({first[:120]})", "The file is damaged; fetch it again") from error
+
+
+def _read_plain(path: Path) -> Any:
+    from openmvit.convert.pickles import read_array_pickle
+
+    return read_array_pickle(path)
 
 
 def read_model(target: str | Path) -> tuple[MViT, dict[str, Any]]:
@@ -156,7 +222,20 @@ def read_model(target: str | Path) -> tuple[MViT, dict[str, Any]]:
     Raises:
         UserError: if the file is not ours, or its architecture does not fit its tensors.
     """
-    return read_into(target, lambda card: MViT(MViTConfig.from_dict(card["architecture"])))
+    return read_into(target, lambda card: MViT(MViTConfig.from_dict(architecture_of(card, target))))
+
+
+def architecture_of(card: Mapping[str, Any], target: object) -> dict[str, Any]:
+    """The architecture that a card names, if a network can be that large.
+
+    Raises:
+        UserError: if there is none, or a number in it is beyond all networks.
+    """
+    fields = card.get("architecture")
+    if not isinstance(fields, dict):
+        raise UserError(f"The card of {target} names no architecture", "Train it again, or convert it again")
+    check_architecture(target, fields)
+    return fields
 
 
 def read_into(target: str | Path, build: Callable[[dict[str, Any]], _M]) -> tuple[_M, dict[str, Any]]:
@@ -170,6 +249,7 @@ def read_into(target: str | Path, build: Callable[[dict[str, Any]], _M]) -> tupl
         raise UserError(
             f"{target} does not say which network it holds", "Name the model too: --model NAME --weights FILE"
         )
+    architecture_of(card, target)
     with torch.device("meta"):
         model = build(card)
     expected = model.state_dict()
@@ -180,6 +260,7 @@ def read_into(target: str | Path, build: Callable[[dict[str, Any]], _M]) -> tupl
             f"{target} does not fit the architecture in its own header: {sorted(wrong)[:3]}", "Train it again"
         )
     model.load_state_dict(state, assign=True)
+    model.load_report = LoadReport(loaded=list(state), source=str(target))  # type: ignore[assignment]
     return model.eval().requires_grad_(True), card
 
 
@@ -204,10 +285,10 @@ def load_weights(
         may_start_fresh: ends of keys that may keep their initial values all the same.
         heads: beginnings of the keys whose shape goes by the classes.
     Raises:
-        UserError: naming the first keys that do not fit.
+        UserError: naming the first keys that do not fit, or if less than 95 % of the trunk's tensors do.
     """
     own = model.state_dict()
-    trunk = next(module for module in model.modules() if isinstance(module, MViT))
+    place, trunk = next((name, module) for name, module in model.named_modules() if isinstance(module, MViT))
     report = _merge(own, state, source, trunk.config)
     stray = [k for k in report.reinitialised if not k.endswith(may_start_fresh)] + report.ignored
     stray = [k for k in stray if not k.startswith(heads)]
@@ -216,9 +297,22 @@ def load_weights(
             f"{len(stray)} tensors do not fit this network, such as {', '.join(sorted(stray)[:3])}",
             "Choose the model that the weights were made for",
         )
+    wanted = [k for k in own if k.startswith(place) and not k.endswith(may_start_fresh) and not k.startswith(heads)]
+    _require(report, wanted)
     model.load_state_dict(own)
     model.load_report = report  # type: ignore[assignment]
     return report
+
+
+def _require(report: LoadReport, wanted: list[str]) -> None:
+    """Refuse weights that leave more than a few of the wanted tensors as they were."""
+    lost = set(report.reinitialised) & set(wanted)
+    report.share = 1.0 - len(lost) / max(len(wanted), 1)
+    if report.share < NEEDED:
+        raise UserError(
+            f"Only {len(wanted) - len(lost)} of the {len(wanted)} tensors of the trunk fit, such as not {min(lost)}",
+            "Choose the model that the weights were made for; nothing was loaded",
+        )
 
 
 def _merge(own: dict[str, Tensor], state: Mapping[str, Tensor], source: MViTConfig, config: MViTConfig) -> LoadReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -14,28 +15,39 @@ from openmvit.config import BlockConfig, MViTConfig, Size
 from openmvit.counting import Count, count_classifier, count_detector
 from openmvit.errors import UserError
 from openmvit.model import MViT
-from openmvit.weights import cards
+from openmvit.weights import WeightCard, cards, find_card
 from openmvit.zoo import list_models, load_model
 
 
 def describe(target: str | Path) -> dict[str, Any]:
     """A network as plain data: name, parameters, stem, blocks, head, config, and the card of a run or file.
 
-    An architecture's name is described without its weights; nothing is downloaded.
+    A name is described without its weights, `name.tag` with the card of its file; nothing is downloaded for either.
 
     Raises:
         UserError: if there is no such run, file or model.
     """
     name, _, tag = str(target).partition(".")
-    if name in ARCHITECTURES and not tag and not Path(target).exists():
-        return {"name": name, **describe_config(model_config(name))}
-    if name in DETECTORS and not tag and not Path(target).exists():
-        return {"name": name, **describe_detector(DETECTORS[name])}
+    released = {card.model for card in cards()}
+    if (name in ARCHITECTURES or name in DETECTORS or name in released) and not Path(target).exists():
+        return _describe_named(name, find_card(name, tag) if tag or name not in list_models() else None)
     model, card = load_model(target)
     kept = {key: value for key, value in card.items() if key not in ("architecture", "recipe")}
     detector = not isinstance(model, MViT)
     about = describe_detector(card["architecture"]) if detector else describe_config(model.config)
     return {"name": card.get("model", str(target)), **about, "card": kept}
+
+
+def _describe_named(name: str, card: WeightCard | None) -> dict[str, Any]:
+    """An architecture, as the file of a card has it."""
+    changes = {} if card is None else card.settings
+    kept = {} if card is None else {"card": asdict(card) | {"how": card.how}}
+    called = name if card is None else card.name
+    if name in ARCHITECTURES:
+        return {"name": called, **describe_config(model_config(name, **changes)), **kept}
+    if name in DETECTORS:
+        return {"name": called, **describe_detector(DETECTORS[name] | changes), **kept}
+    return {"name": called, "parameters": None, "blocks": [], **kept}
 
 
 def describe_detector(fields: dict[str, Any]) -> dict[str, Any]:
@@ -103,6 +115,8 @@ def _count(module: torch.nn.Module) -> int:
 
 def info_text(found: dict[str, Any]) -> str:
     """`describe` as text: a table of blocks, then totals."""
+    if not found["blocks"]:
+        return "\n".join([*_card_lines(found["card"]), f"{found['name']}: not supported here"])
     config = found["config"].get("backbone", found["config"])
     heads = ("block", "stage", "grid", "width", "heads", "stride q", "stride kv", "kernel q", "kernel kv", "tables")
     windows = any(block["window"] for block in found["blocks"])
@@ -182,14 +196,20 @@ def operations_text(found: dict[str, Any], counted: dict[str, Any]) -> str:
     return "\n".join([*table(rows), line])
 
 
+# Of the card of a run or file, and of a weight card, in this order.
+_SHOWN = (
+    "source", "url", "how", "key", "sha256", "size_mb", "profile", "preprocessing", "data", "score", "published",
+    "protocol", "ours", "note", "question", "licence",
+)  # fmt: skip
+
+
 def _card_lines(card: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     classes = card.get("classes") or []
     if classes:
         shown = ", ".join(str(name) for name in classes[:5])
         lines.append(f"classes: {len(classes)} ({shown}{', ...' if len(classes) > 5 else ''})")
-    lines += [f"{key}: {_plain(card[key])}" for key in ("preprocessing", "data", "score", "licence") if card.get(key)]
-    return lines
+    return lines + [f"{key}: {_plain(card[key])}" for key in _SHOWN if card.get(key)]
 
 
 def _plain(value: Any) -> str:
@@ -216,21 +236,26 @@ def table(rows: list[tuple[str, ...]]) -> list[str]:
 def models_table(pattern: str = "*") -> list[dict[str, Any]]:
     """Architectures whose name matches, with parameters, nominal input and released weights.
 
+    Released networks that are not here, and are listed only, come last, with `parameters` None.
+
     Raises:
         UserError: if none matches.
     """
-    names = list_models(pattern)
+    foreign = dict.fromkeys(card.model for card in cards() if not card.loadable)
+    names = [*list_models(pattern), *(name for name in foreign if fnmatch.fnmatch(name, pattern))]
     if not names:
         raise UserError(f"No model matches {pattern!r}", "See openmvit models; patterns are written like 'mvitv2_*'")
     rows: list[dict[str, Any]] = []
     for name in names:
-        weights = [asdict(card) for card in cards() if card.model == name]
+        weights = [asdict(card) | {"how": card.how} for card in cards() if card.model == name]
         rows.append({"name": name, **_outline(name), "weights": weights})
     return rows
 
 
 def _outline(name: str) -> dict[str, Any]:
     """Parameters, nominal input and classes; a detector takes any size."""
+    if name not in ARCHITECTURES and name not in DETECTORS:
+        return {"parameters": None, "input_size": [], "num_classes": None}
     if name in DETECTORS:
         about = describe_detector(DETECTORS[name])
         side = about["config"]["square_pad"]
@@ -246,11 +271,17 @@ def models_text(rows: list[dict[str, Any]]) -> str:
     """`models_table` as text: one line per released file; an architecture without any has a line of its own."""
     lines: list[tuple[str, ...]] = [("model", "parameters", "input", "weights", "classes", "published", "licence")]
     for row in rows:
-        start = (row["name"], f"{row['parameters'] / 1e6:.1f} M", _by(row["input_size"]) or "any")
+        size = "not here" if row["parameters"] is None else f"{row['parameters'] / 1e6:.1f} M"
+        start = (row["name"], size, _by(row["input_size"]) or ("" if row["parameters"] is None else "any"))
         for card in row["weights"] or [None]:
             if card is None:
                 lines.append((*start, "none released", str(row["num_classes"]), "", ""))
                 continue
             score = " ".join(f"{key} {value}" for key, value in card["published"].items())
-            lines.append((*start, card["tag"], str(card["num_classes"]), score or "no score", card["licence"]))
-    return "\n".join(table(lines))
+            tag = f"{card['tag']} (by hand)" if card["by_hand"] else card["tag"]
+            classes = str(card["num_classes"]) if card["num_classes"] else "no head"
+            lines.append((*start, tag, classes, score or "no score", card["licence"]))
+    files = [card for row in rows for card in row["weights"]]
+    counts = f"{len(files)} released files, {sum(card['loadable'] for card in files)} loadable; scores as published"
+    hand = "; by hand: download by hand, then openmvit convert FILE" if any(c["by_hand"] for c in files) else ""
+    return "\n".join([*table(lines), counts + hand])
