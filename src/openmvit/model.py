@@ -126,7 +126,7 @@ class MViT(nn.Module):
         """Recompute each block's activations in the backward pass instead of keeping them.
 
         Reversible networks do so by themselves, without keeping the inputs of blocks either, while `recompute_streams`
-        is true; false is faster, and the only way to second derivatives.
+        is true; false is faster.
         """
         self.grad_checkpointing = enable
 

@@ -127,18 +127,6 @@ def test_memory_hardly_depends_on_depth():
     assert peak_bytes(32, "none") > 3 * peak_bytes(4, "none")
 
 
-def test_second_derivatives_need_kept_activations():
-    model = build(reversible="mean")
-    x = torch.randn(1, 3, 64, 64, requires_grad=True)
-    (first,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        first.sum().backward()
-    model.recompute_streams = False
-    (first,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
-    first.square().sum().backward()
-    assert x.grad.any()
-
-
 @torch.no_grad()
 def test_features_are_both_streams_and_any_size_runs():
     model = build(reversible="mlp", absolute_position="joint").eval()

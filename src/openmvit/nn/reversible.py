@@ -104,8 +104,7 @@ def run_stages(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool = True
     """Both streams side by side after each stage: `[B, *grid, C] -> [B, *grid, 2 * C]`.
 
     Args:
-        recompute: let the backward pass compute activations anew; false keeps them, which is faster and the only way
-            to second derivatives.
+        recompute: let the backward pass compute activations anew; false keeps them, which is faster.
     """
     outputs: list[Tensor] = []
     for _, stage in groupby(cast(Iterable[_Branches], blocks), key=lambda block: block.config.stage):
