@@ -101,11 +101,12 @@ def test_both_kinds_of_masks_teach_nearly_the_same(kind):
     assert one != two and one == pytest.approx(two, rel=0.02)
 
 
-def test_objects_without_polygons_teach_their_box_only():
-    heads, (maps, boxes, targets) = heads_of(), scene(masks="polygon")
+@pytest.mark.parametrize("kind", ["polygon", "bitmask"])
+def test_objects_without_a_mask_teach_their_box_only(kind):
+    heads, (maps, boxes, targets) = heads_of(), scene(masks=kind)
     whole = heads(maps, boxes, SIZES, targets)
-    targets[0]["masks"][1] = []
-    targets[1]["masks"] = [[]]
+    targets[0]["masks"][1] = [] if kind == "polygon" else False
+    targets[1]["masks"] = [[]] if kind == "polygon" else targets[1]["masks"] & False
     losses = heads(maps, boxes, SIZES, targets)
     assert losses["loss_mask"] != whole["loss_mask"]
     assert losses["loss_box_reg"].item() == pytest.approx(whole["loss_box_reg"].item(), rel=1e-5)

@@ -229,11 +229,11 @@ class RoiHeads(nn.Module):
 
     @torch.no_grad()
     def _with_masks(self, drawn: _Labelled, target: Target) -> _Labelled:
-        """The foreground; an object without polygons is known by its box only and teaches no mask."""
-        learns = drawn.classes < self.config.num_classes
-        if not isinstance(target["masks"], Tensor) and len(target["masks"]):
-            drawable = [len(polygons) > 0 for polygons in target["masks"]]
-            learns &= torch.tensor(drawable, device=learns.device)[drawn.objects]
+        """The foreground; an object without polygon or pixel is known by its box only and teaches no mask."""
+        masks, learns = target["masks"], drawn.classes < self.config.num_classes
+        if len(masks):
+            drawable = masks.flatten(1).any(1) if isinstance(masks, Tensor) else torch.tensor([len(m) > 0 for m in masks])
+            learns &= drawable.to(learns.device)[drawn.objects]
         return _Labelled(drawn.boxes[learns], drawn.classes[learns], drawn.objects[learns])
 
 
