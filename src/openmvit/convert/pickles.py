@@ -16,7 +16,7 @@ import torch._utils
 
 from openmvit.convert.claims import check_length
 from openmvit.convert.torchfiles import check_torch_file
-from openmvit.convert.unpickling import Reader, check_view, damaged, encode
+from openmvit.convert.unpickling import Reader, check_view, damaged, encode, no_bytes
 from openmvit.errors import UserError
 
 _CODES = {
@@ -104,6 +104,7 @@ class _Arrays(Reader):
     names: ClassVar[dict[tuple[str, str], Any]] = {
         ("collections", "OrderedDict"): OrderedDict,
         ("_codecs", "encode"): encode,
+        ("__builtin__", "bytes"): no_bytes,
         ("numpy", "ndarray"): _NDARRAY,
         ("numpy", "dtype"): _DType,
         **{

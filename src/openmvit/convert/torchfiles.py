@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import IO, Any, ClassVar
 
 from openmvit.convert.claims import PICKLE_BYTES, zip_entries
-from openmvit.convert.unpickling import Reader, check_view, damaged, encode
+from openmvit.convert.unpickling import Reader, check_view, damaged, encode, no_bytes
 from openmvit.errors import UserError
 
 # How torch.save began its files before they were archives, in any protocol.
@@ -54,6 +54,7 @@ class _Look(Reader):
         ("collections", "OrderedDict"): OrderedDict,
         ("collections", "Counter"): Counter,
         ("_codecs", "encode"): encode,
+        ("__builtin__", "bytes"): no_bytes,
         ("torch", "Size"): tuple,
         ("torch", "device"): lambda *names: "a device",
         ("torch._utils", "_rebuild_tensor"): _tensor,

@@ -109,6 +109,13 @@ class Reader(_Machine):
         self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
 
 
+def no_bytes(*content: Any) -> bytes:
+    """How old pickles spell no bytes at all."""
+    if content:
+        raise pickle.UnpicklingError("it makes bytes of something else")
+    return b""
+
+
 def encode(text: str, encoding: str = "latin1") -> bytes:
     """How old pickles spell bytes."""
     if encoding not in ("latin1", "latin-1"):
