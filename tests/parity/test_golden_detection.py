@@ -19,7 +19,8 @@ def test_recorded_detector_is_met(name):
     assert found.scores <= 2e-5, found
     assert found.classes_equal, found
     assert found.mask_probs <= 1e-4, found
-    assert found.pixels_equal == 1.0, found
+    # A pixel whose probability lies within rounding of one half may fall on either side.
+    assert found.pixels_equal >= 0.9999, found
     assert found.losses <= 1e-6, found
     assert found.gradients <= 1e-5, found
 
