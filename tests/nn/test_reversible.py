@@ -127,6 +127,26 @@ def test_memory_hardly_depends_on_depth():
     assert peak_bytes(32, "none") > 3 * peak_bytes(4, "none")
 
 
+def test_shards_of_parameters_need_kept_activations(tmp_path):
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        model, mesh = build(reversible="mean"), init_device_mesh("cpu", (1,))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        with pytest.raises(UserError, match="set recompute_streams to False"):
+            model(torch.randn(1, 3, 64, 64))
+        model.recompute_streams = False
+        model(torch.randn(1, 3, 64, 64)).sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+    finally:
+        dist.destroy_process_group()
+
+
 @torch.no_grad()
 def test_features_are_both_streams_and_any_size_runs():
     model = build(reversible="mlp", absolute_position="joint").eval()

@@ -71,12 +71,13 @@ def recognise(
     state = unwrap(state_dict)
     source, why = recognise_source(state)
     view = _view(source, state)
+    own = None if settings is None else _fit("", settings, source, state, view)
     if asked is not None and _axes(view) == asked[1].ndim:
-        name, config, reason = _as_asked(asked, settings, view)
-        native = to_native(source, config, state)
+        name, reason = asked[0], f"{asked[0]} was asked for"
+        config = own.config if own else _adapted(asked[1], view)
+        native = own.state if own else to_native(source, config, state)
     else:
         fits = _fits(source, state, view, candidates)
-        own = _fit("", settings, source, state, view) if settings is not None else None
         if own is None and not fits:
             raise _unknown(view, what)
         best = own or fits[0]
@@ -156,13 +157,6 @@ def _resized(config: MViTConfig, view: Mapping[str, Tensor]) -> MViTConfig:
     head = 0 if pool is None else int(pool.shape[0] if pool.dim() > 2 else pool.shape[1])
     heads = width // head if head and width % head == 0 else config.num_heads
     return config.replace(embed_dim=width, num_heads=heads) if width % heads == 0 else config
-
-
-def _as_asked(
-    asked: tuple[str, MViTConfig], settings: MViTConfig | None, view: Mapping[str, Tensor]
-) -> tuple[str, MViTConfig, str]:
-    name, config = asked
-    return name, _adapted(settings or config, view), f"{name} was asked for"
 
 
 def _as_used(config: MViTConfig, source: str) -> tuple[MViTConfig, str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from openmvit.config import BlockConfig
+from openmvit.errors import UserError
 from openmvit.nn.attention import MultiscaleAttention
 from openmvit.nn.block import DropPath, Mlp
 
@@ -105,6 +106,8 @@ def run_stages(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool = True
 
     Args:
         recompute: let the backward pass compute activations anew; false keeps them, which is faster.
+    Raises:
+        UserError: if they are to be computed anew from parameters that processes have split among them.
     """
     outputs: list[Tensor] = []
     for _, stage in groupby(cast(Iterable[_Branches], blocks), key=lambda block: block.config.stage):
@@ -133,6 +136,10 @@ def _forward(run: Sequence[ReversibleBlock], keeps: Sequence[Tensor | None], x: 
 @torch.compiler.disable
 def _recomputed(run: Sequence[ReversibleBlock], keeps: Sequence[Tensor | None], x: Tensor) -> Tensor:
     parameters = [p for block in run for p in block.parameters() if p.requires_grad]
+    if any(hasattr(p, "full_tensor") for p in parameters):
+        raise UserError(
+            "Shards of parameters cannot be computed backwards", "Train with ddp, or set recompute_streams to False"
+        )
     return _Recomputed.apply(run, keeps, x, *parameters)
 
 
