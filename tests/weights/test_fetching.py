@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
         running.asked, running.content, running.tag, running.breaks = [], CONTENT, '"one"', 2
         running.url = f"http://127.0.0.1:{running.server_port}"
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
         yield running
         running.shutdown()
 
@@ -172,7 +173,7 @@ def test_no_more_is_taken_than_was_promised(server, tmp_path):
 
 
 def test_nobody_there(tmp_path):
-    with pytest.raises(UserError, match="cannot be had .*refused"):
+    with pytest.raises(UserError, match=r"cannot be had .*refused"):
         download("http://127.0.0.1:9/w.pyth", tmp_path / "w.pyth", timeout=2)
     assert left(tmp_path) == []
 
@@ -294,12 +295,12 @@ def test_pages_and_networks_that_are_not_here_are_not_fetched(cache):
     [
         "https://example.org/a/../../w.pth", "https://example.org/..%2f..%2fw.pth", "https://example.org/",
         "https://example.org/%2e%2e", "https://example.org/.bashrc", "https://example.org/a%00.pth",
-        "file:///etc/passwd", "ftp://example.org/w.pth", "hf:../../etc", "hf:owner/../name", "hf:owner", "hub:/etc/passwd",
-        "hf:owner/name@../x", "https://example.org/a%5C..%5Cw.pth",
+        "file:///etc/passwd", "ftp://example.org/w.pth", "hf:../../etc", "hf:owner/../name", "hf:owner",
+        "hub:/etc/passwd", "hf:owner/name@../x", "https://example.org/a%5C..%5Cw.pth",
     ],
 )  # fmt: skip
 def test_no_address_leads_out_of_the_cache(cache, tmp_path, address):
-    with pytest.raises(UserError, match="is no (address|repository)"):
+    with pytest.raises(UserError, match=r"is no (address|repository)"):
         weights.locate(address)
     assert not list(tmp_path.rglob("*"))
 
@@ -344,7 +345,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 def test_hub_ids_go_through_the_cache_of_the_hub_library(tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
         environment = os.environ | {
             "HF_ENDPOINT": f"http://127.0.0.1:{running.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
@@ -359,8 +360,7 @@ def test_hub_ids_go_through_the_cache_of_the_hub_library(tmp_path):
 
         path = ask("hf:owner/net")
         assert path.startswith(str(tmp_path)) and path.endswith("pytorch_model.bin")
-        with open(path, "rb") as file:
-            assert file.read() == CONTENT
+        assert Path(path).read_bytes() == CONTENT
         assert ask("hub:owner/none").startswith("refused The weights hub:owner/none cannot be had")
         running.shutdown()
     assert ask("hf:owner/net", HF_HUB_OFFLINE="1") == path

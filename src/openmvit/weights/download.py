@@ -90,7 +90,8 @@ def _transfer(url: str, part: Path, timeout: float) -> None:
             reason = str(getattr(error, "reason", "") or error) or type(error).__name__
         after = part.stat().st_size if part.is_file() else 0
         failures = 0 if after > before else failures + 1
-        time.sleep(min(0.1 * 2**failures, 2.0))
+        if failures < _TRIES:
+            time.sleep(min(0.1 * 2**failures, 2.0))
     kept = f"; {part.stat().st_size} bytes are kept and will be continued" if part.is_file() else ""
     raise UserError(f"{url} cannot be had ({reason}){kept}", "Check the network and run it again")
 
