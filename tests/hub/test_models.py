@@ -125,7 +125,9 @@ def test_attentions_equal_timms():
     from openmvit.convert import to_native
 
     class Softmaxes(TorchFunctionMode):
-        kept = []
+        def __init__(self):
+            super().__init__()
+            self.kept = []
 
         def __torch_function__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))

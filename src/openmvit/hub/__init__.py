@@ -1,6 +1,11 @@
 """Hugging Face: importing this registers the networks with the Auto classes of transformers.
 
-`openmvit.hub.timm` does the same for timm when it is imported; nothing else in the package registers anywhere.
+Then `AutoModelForImageClassification.from_pretrained(folder)` and its kin, `pipeline(..., model=folder)` and `Trainer`
+take folders that `from_checkpoint` or `save_pretrained` wrote, without network and without code from elsewhere. The one
+exception is `AutoBackbone.from_pretrained(folder)`, which asks the hub for the folder's name first:
+`MViTV2Backbone.from_pretrained(folder)` has the weights, `AutoBackbone.from_config(config)` fresh ones.
+
+`openmvit.hub.timm` registers with timm when it is imported; nothing else in the package registers anywhere.
 """
 
 from __future__ import annotations

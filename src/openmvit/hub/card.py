@@ -23,7 +23,11 @@ _DATASETS = {
     "ssv2": "something-something-v2",
 }
 _PAPERS = {
-    "mvitv1": ("Multiscale Vision Transformers", "Fan, Xiong, Mangalam, Li, Yan, Malik and Feichtenhofer", "2104.11227"),
+    "mvitv1": (
+        "Multiscale Vision Transformers",
+        "Fan, Xiong, Mangalam, Li, Yan, Malik and Feichtenhofer",
+        "2104.11227",
+    ),
     "rev": (
         "Reversible Vision Transformers",
         "Mangalam, Fan, Li, Wu, Xiong, Feichtenhofer and Malik",

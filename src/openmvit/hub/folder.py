@@ -72,7 +72,7 @@ def to_checkpoint(folder: str | Path, file: str | Path) -> Path:
     name = "video_preprocessor_config.json" if video else "preprocessor_config.json"
     if not (folder / name).is_file():
         raise UserError(f"{folder} holds no {name}", "Save the processor there too: processor.save_pretrained(folder)")
-    processor = (MViTV2VideoProcessor if video else MViTV2ImageProcessor).from_pretrained(folder)
+    processor: Any = (MViTV2VideoProcessor if video else MViTV2ImageProcessor).from_pretrained(folder)
     model = _class_of(config).from_pretrained(folder)
     state = {key.removeprefix(_PREFIX): value for key, value in model.state_dict().items()}
     save(file, state, card_of(model, processor.preprocessing()))
@@ -112,7 +112,8 @@ def card_of(model: MViTV2PreTrainedModel, preprocessing: Mapping[str, Any]) -> d
     config, network = model.config, model.mvitv2.config
     about = of_weights(config.about, model.state_dict())
     about = {key: value for key, value in about.items() if key in (*_KEPT, *_RELEASED)}
-    named = [str(config.id2label[i]) for i in range(network.num_classes)]
+    labels: Any = config.id2label or {}
+    named = [str(labels[i]) for i in range(network.num_classes)]
     unnamed = named == [f"LABEL_{i}" for i in range(network.num_classes)]
     return about | {
         "task": "image" if network.ndim == 2 else "video",

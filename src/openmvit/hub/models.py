@@ -24,6 +24,8 @@ from openmvit.nn.attention import Tokens
 _ALIGNMENT = 64
 """Bytes; what an allocation of torch on a CPU starts at a multiple of."""
 
+_HEAD, _MAY_MISS = "mvitv2.head.", 0.05
+
 
 @dataclass
 class _Run:
@@ -47,10 +49,10 @@ class MViTV2PreTrainedModel(PreTrainedModel):
     config: MViTV2Config
     base_model_prefix = "mvitv2"
     main_input_name = "pixel_values"
-    input_modalities = ("image", "video")
+    input_modalities = ["image", "video"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["MultiscaleBlock", "ReversibleBlock", "StageTransition"]
+    _no_split_modules = ["MultiscaleBlock", "ReversibleBlock", "StageTransition"]  # noqa: RUF012
     accepts_loss_kwargs = False
     mvitv2: MViT
 
@@ -63,14 +65,25 @@ class MViTV2PreTrainedModel(PreTrainedModel):
                 value._is_hf_initialized = True  # type: ignore[assignment] # by the network itself
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As in transformers, on aligned memory: kernels chosen by alignment would change the last bit of outputs."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As in transformers, on aligned memory: kernels chosen by alignment would change the last bit of outputs.
+
+        Raises:
+            UserError: if more than a twentieth of the trunk is not in the file, such as one with the draft's names.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, report = loaded
+        trunk = [name for name, _ in model.named_parameters() if not name.startswith(_HEAD)]
+        missing = set(report["missing_keys"]) & set(trunk)
+        if args and args[0] is not None and len(missing) > _MAY_MISS * len(trunk):
+            raise UserError(
+                f"{args[0]} lacks {len(missing)} of the {len(trunk)} tensors of the trunk, such as {min(missing)}",
+                "Weights of another project become a folder by openmvit.hub.from_checkpoint(FILE, FOLDER)",
+            )
         for tensor in [*model.parameters(), *model.buffers()]:
             if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
                 tensor.data = tensor.data.clone()
-        return loaded
+        return (model, report) if output_loading_info else model
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -167,7 +180,7 @@ def _upload(folder: Path, repo_id: str, *, token: Any, private: bool | None = No
 class MViTV2Model(MViTV2PreTrainedModel):
     """The network without its classifier: tokens and what a classifier would read."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^mvitv2\.head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^mvitv2\.head\."]  # noqa: RUF012
 
     def __init__(self, config: MViTV2Config) -> None:
         super().__init__(config, num_classes=0, drop_rate=0.0)
@@ -253,7 +266,7 @@ class MViTV2Backbone(BackboneMixin, MViTV2PreTrainedModel):
     those of a folder; `AutoBackbone.from_pretrained` asks the hub whether the folder exists there, and fails.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^mvitv2\.(head|norm)\."]
+    _keys_to_ignore_on_load_unexpected = [r"^mvitv2\.(head|norm)\."]  # noqa: RUF012
 
     def __init__(self, config: MViTV2Config) -> None:
         super().__init__(config, num_classes=0)
@@ -264,7 +277,7 @@ class MViTV2Backbone(BackboneMixin, MViTV2PreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         pixel_values: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
@@ -276,9 +289,10 @@ class MViTV2Backbone(BackboneMixin, MViTV2PreTrainedModel):
         pixels = self._pixels(pixel_values, pixel_values_videos)
         run = self._run(pixels, output_hidden_states, output_attentions, stem="stem" in self.out_features)
         maps = dict(zip(self.stage_names, [run.stem, *run.stages], strict=True))
-        chosen = [maps[name] for name in self.out_features]
+        chosen: Any = tuple(maps[name] for name in self.out_features)
+        feature_maps: Any = tuple(x.movedim(-1, 1) for x, _ in chosen)
         return BackboneOutput(
-            feature_maps=tuple(tokens[0].movedim(-1, 1) for tokens in chosen if tokens is not None),
+            feature_maps=feature_maps,
             hidden_states=run.hidden_states,
             attentions=run.attentions,
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import make_flat_list_of_images
 from transformers.video_processing_utils import BaseVideoProcessor
@@ -18,7 +18,7 @@ from transformers.video_utils import make_batched_videos
 
 from openmvit.data.images import to_rgb
 from openmvit.data.stills import sampling_from
-from openmvit.data.transforms import TestTransform
+from openmvit.data.transforms import TestTransform, test_transform_from
 from openmvit.data.video import open_video
 from openmvit.data.video_transforms import clip_test_transform_from
 from openmvit.errors import UserError, did_you_mean
@@ -55,7 +55,7 @@ class MViTV2ImageProcessor(BaseImageProcessor):
         UserError: if a setting does not exist or cannot be used.
     """
 
-    model_input_names = ["pixel_values"]
+    model_input_names: ClassVar[list[str]] = ["pixel_values"]
 
     def __init__(
         self,
@@ -105,10 +105,11 @@ class MViTV2ImageProcessor(BaseImageProcessor):
 
     def transform(self) -> TestTransform:
         """The same as a test transform."""
-        card = self.preprocessing()
-        return TestTransform(**(card | {"mean": tuple(card["mean"]), "std": tuple(card["std"])}))
+        return test_transform_from(self.preprocessing())
 
-    def preprocess(self, images: Any, return_tensors: Any = None, **changes: Any) -> BatchFeature:
+    def preprocess(  # type: ignore[override]
+        self, images: Any, return_tensors: Any = None, **changes: Any
+    ) -> BatchFeature:
         """Pictures as PIL images or uint8 arrays, alone or in lists -> `pixel_values` `[B, 3, crop, crop]`.
 
         Args:
@@ -120,7 +121,8 @@ class MViTV2ImageProcessor(BaseImageProcessor):
         if changes:
             own = {k: v for k, v in self.to_dict().items() if k not in _SERVICE}
             transform = type(self)(**(own | changes)).transform()
-        pixels = [transform(_picture(image)) for image in make_flat_list_of_images(images)]
+        flat: Any = [images] if getattr(images, "ndim", 0) == 2 else make_flat_list_of_images(images)
+        pixels = [transform(_picture(image)) for image in flat]
         return BatchFeature({"pixel_values": torch.stack(pixels)}, tensor_type=return_tensors)
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
@@ -162,7 +164,7 @@ class MViTV2VideoProcessor(BaseVideoProcessor):
         UserError: if a setting does not exist or cannot be used.
     """
 
-    model_input_names = ["pixel_values_videos"]
+    model_input_names: ClassVar[list[str]] = ["pixel_values_videos"]
 
     def __init__(
         self,
@@ -218,7 +220,7 @@ class MViTV2VideoProcessor(BaseVideoProcessor):
         own |= {"image_mean": self.image_mean, "image_std": self.image_std}
         return own | {"video_processor_type": type(self).__name__}
 
-    def preprocess(
+    def preprocess(  # type: ignore[override]
         self,
         videos: Any,
         num_frames: int | None = None,

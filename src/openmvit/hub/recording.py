@@ -65,17 +65,19 @@ def recorded(network: MViT, *, states: bool = False, attentions: bool = False) -
         attentions: keep attention weights, which takes another pass through every attention and their memory.
     """
     kept, hooks = Recording(), []
-    blocks = list(network.blocks)
-    if states:
-        hooks.append(blocks[0].register_forward_pre_hook(lambda module, inputs: kept.states.append(_tokens(inputs))))
-    if states and network.config.reversible == "none":
-        hooks += [block.register_forward_hook(lambda m, i, out: kept.states.append(out)) for block in blocks]
-    weights, calls = _Weights(), []
+    blocks, weights, calls = list(network.blocks), _Weights(), []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        kept.states.append(output)
 
     def collect(module: nn.Module, inputs: Any, output: Any) -> None:
         calls.append(weights.calls)
         weights.calls = []
 
+    if states:
+        hooks.append(blocks[0].register_forward_pre_hook(lambda module, inputs: kept.states.append(_tokens(inputs))))
+    if states and network.config.reversible == "none":
+        hooks += [block.register_forward_hook(keep) for block in blocks]
     try:
         if not attentions:
             yield kept

@@ -30,6 +30,6 @@ def register() -> None:
     AutoModelForVideoClassification.register(MViTV2Config, MViTV2ForVideoClassification, exist_ok=True)
     AutoBackbone.register(MViTV2Config, MViTV2Backbone, exist_ok=True)
     # One class whatever backend is asked for: another would give other pixels.
-    own = {"slow_image_processor_class": MViTV2ImageProcessor, "fast_image_processor_class": MViTV2ImageProcessor}
-    AutoImageProcessor.register(MViTV2Config, **own, exist_ok=True)
+    own: dict[str, type] = {"pil": MViTV2ImageProcessor, "torchvision": MViTV2ImageProcessor}
+    AutoImageProcessor.register(MViTV2Config, image_processor_classes=own, exist_ok=True)
     AutoVideoProcessor.register(MViTV2Config, MViTV2VideoProcessor, exist_ok=True)

@@ -145,7 +145,7 @@ def _profile(preprocessing: dict[str, Any], num_classes: int, side: int, **about
     }
 
 
-def _profiles() -> dict[str, dict[str, Any]]:
+def _profiles() -> dict[str, Any]:
     """`name.tag` of every released file, and the names of networks without any."""
     found: dict[str, dict[str, Any]] = {}
     for name in _IMAGES:
