@@ -43,4 +43,4 @@ def test_demo_detection(tmp_path, capsys):
     assert last
     assert float(last[1]) >= 0.75 and float(last[2]) >= 0.70 and float(last[3]) > 0.3
     assert len(list((tmp_path / "demo" / "detections").iterdir())) >= 12
-    assert (tmp_path / "demo" / "detection" / "exp" / "predictions.png").is_file()
+    assert (tmp_path / "demo" / "detection" / "exp" / "samples.png").is_file()

@@ -13,6 +13,7 @@ from PIL import Image
 
 import openmvit
 from detectors import CATEGORY_IDS, CLASSES, detector_file, recorded_picture
+from openmvit import checkpoint
 from openmvit.cli import main
 from openmvit.errors import UserError
 from openmvit.predict import coco_document
@@ -198,6 +199,30 @@ def test_files_that_cannot_be_used_are_left_out(place, tmp_path):
     assert found["box"]["AP"] == pytest.approx(1.0) and found["box"]["AR100"] == pytest.approx(1.0)
     assert str(bad[0]) in results_text(found)
     assert (tmp_path / "out" / "samples.png").is_file()
+
+
+def test_a_turned_picture_whose_sides_are_exchanged_is_scored(place, tmp_path):
+    document = own(place)
+    first = document["images"][0]
+    first["height"], first["width"] = first["width"], first["height"]
+    for row in document["annotations"]:
+        if row["image_id"] == first["id"]:
+            row.pop("segmentation")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for split in ("train", "val"):
+        write_split(tmp_path / "data", split, document)
+        file = tmp_path / "data" / split / "0.png"
+        Image.open(file).transpose(Image.Transpose.ROTATE_90).save(file, exif=exif)
+    found = score(place, tmp_path / "data")
+    assert found["samples"] == 6 and found["box"]["AP"] == pytest.approx(1.0)
+
+
+def test_a_detector_that_gives_more_than_a_hundred_finds_is_scored_on_all(place, tmp_path):
+    more = checkpoint.read(place / "d.safetensors")[1]["architecture"] | {"max_detections": 300}
+    file = detector_file(tmp_path / "d.safetensors", architecture=more)
+    found = validate(file, place / "data", workers=0, device="cpu")
+    assert list(found["box"])[6:9] == ["AR1", "AR10", "AR300"]
 
 
 def test_all_splits_together(place):

@@ -130,7 +130,7 @@ def test_six_kinds_of_broken_file_are_replaced_and_listed(root, tmp_path):
     write_video(run / "f_gone.mp4", 5)
     data = dataset(root, sampling=ClipSampling(4, 30))  # as long as the files, so that every part is asked for
     (run / "f_gone.mp4").unlink()
-    bad_files = BadFiles(0.5, len(data), tmp_path / "bad_files.txt", read=probe_video)
+    bad_files = BadFiles(0.5, len(data), tmp_path / "bad_files.txt", read=lambda table, i: probe_video(table.path(i)))
     for index in range(len(data)):
         sample = data[(0, index)]
         bad_files.add(data.table, sample["index"][None], sample["bad"][None])

@@ -243,6 +243,21 @@ def test_numbers_of_annotations_do_not_matter(start):
     assert scorer.result().box["AP"] == pytest.approx(1.0, abs=1e-12)
 
 
+def test_masks_are_compared_in_the_size_that_they_were_found_in():
+    """Some tools write down an upright box and outline, and the size as stored, before EXIF turns the picture."""
+    row = {"image_id": 1, "category_id": 1, "bbox": [5, 40, 20, 16], "area": 320, "iscrowd": 0}
+    truth = {
+        "images": [{"id": 1, "width": 64, "height": 48}],
+        "annotations": [row | {"segmentation": [[5, 40, 25, 40, 25, 56, 5, 56]]}],
+    }
+    scorer = CocoScorer(("a",), (1,), truth)
+    mask = np.zeros((1, 64, 48), bool)
+    mask[0, 40:56, 5:25] = True
+    scorer.add(1, np.array([[5.0, 40.0, 25.0, 56.0]]), np.array([0.9]), np.array([0]), mask)
+    found = scorer.result()
+    assert found.mask is not None and found.box["AP"] == found.mask["AP"] == pytest.approx(1.0)
+
+
 def test_nothing_found_and_nothing_to_find(data):
     truth, found = data
     empty = np.zeros(0)

@@ -7,10 +7,12 @@ import dataclasses
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from openmvit import checkpoint, zoo
 from openmvit.cli import main
@@ -100,7 +102,7 @@ def test_a_run_scores_draws_and_describes_itself(recipe: Recipe, capsys: pytest.
     assert len(rows) == 2
     for name in ("AP", "AP50", "AP75", "AR100", "mask_AP", "mask_AP50"):
         assert all(0 <= float(row[name]) <= 1 for row in rows), name
-    drawn = ("results", "pr_curves_box", "pr_curves_mask", "class_ap", "predictions")
+    drawn = ("results", "pr_curves_box", "pr_curves_mask", "class_ap", "samples")
     assert all((folder / f"{name}.png").stat().st_size > 2000 for name in drawn)
     assert len((folder / "val.txt").read_text().splitlines()) == 4
 
@@ -280,9 +282,11 @@ def test_unreadable_pictures_are_named_and_left_out_of_the_scores(recipe: Recipe
     data = write_digit_scenes(tmp_path / "scenes", train=8, val=3)
     (data / "train" / "00003.jpg").write_bytes(b"no picture")
     (data / "val" / "00002.jpg").write_bytes((data / "val" / "00002.jpg").read_bytes()[:300])
+    Image.new("RGB", (40, 30)).save(data / "train" / "00005.jpg")
     folder = run.train(dataclasses.replace(recipe, data=str(data), epochs=1, max_bad=0.5))
     named = (folder / "bad_files.txt").read_text()
     assert "00003.jpg" in named and "00002.jpg" in named
+    assert re.search(r"00005\.jpg\tthe picture is 40x30, and its annotations are for \d+x\d+\n", named)
     assert "1 validation images cannot be read and are left out of the scores" in (folder / "log.txt").read_text()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -19,6 +19,10 @@ class PathTable(Protocol):
     def path(self, index: int, /) -> Path: ...
 
 
+def _read_image(table: PathTable, index: int) -> object:
+    return read_image(table.path(index))
+
+
 class BadFiles:
     """Collects unreadable files in the main process and keeps `bad_files.txt`, one `path TAB reason` line each.
 
@@ -28,10 +32,12 @@ class BadFiles:
         limit_share: share of unreadable files, 0..1, beyond which the run stops.
         total: files that the share is taken of.
         path: where the list is written.
-        read: decoder that is asked again for the reason; raises `FileReadError`.
+        read: is asked again for the reason, with the table of `add` and an index in it; raises `FileReadError`.
     """
 
-    def __init__(self, limit_share: float, total: int, path: Path, read: Callable[[Path], object] = read_image) -> None:
+    def __init__(
+        self, limit_share: float, total: int, path: Path, read: Callable[[Any, int], object] = _read_image
+    ) -> None:
         self.limit_share, self.total, self.path, self._read = limit_share, total, path, read
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n") if path.exists() else []
         self.files: dict[str, str] = {
@@ -54,7 +60,7 @@ class BadFiles:
         if not bool(bad.any()):
             return
         for i in index[bad > 0].tolist():
-            self._note(table.path(i))
+            self._note(table, i)
         if len(self.files) > self.limit_share * self.total or bool((bad == LOST).any()):
             first, reason = next(iter(self.files.items()))
             raise UserError(
@@ -62,12 +68,12 @@ class BadFiles:
                 f"Repair or remove the files listed in {self.path}, or raise max_bad (now {self.limit_share:g})",
             )
 
-    def _note(self, file: Path) -> None:
-        name = str(file)
+    def _note(self, table: PathTable, index: int) -> None:
+        name = str(table.path(index))
         if name in self.files:
             return
         try:
-            self._read(file)
+            self._read(table, index)
             reason = "could be read on the second try"
         except FileReadError as error:
             reason = error.reason

@@ -91,8 +91,7 @@ class DetectionDataset(Dataset[dict[str, Any]]):
 class DetectionTestDataset(Dataset[dict[str, Any]]):
     """Every picture at test size, without its instances; by the sampler's keys `(epoch, index)` or by index.
 
-    A file that cannot be read, or is not of the size that its annotations name, is zeros with `bad` 1 and is not to be
-    scored: no stand-in is.
+    A file that `read_picture` refuses is zeros with `bad` 1 and is not to be scored: no stand-in is.
 
     Args:
         table: pictures.
@@ -110,7 +109,7 @@ class DetectionTestDataset(Dataset[dict[str, Any]]):
         """`image` uint8 `[3, h, w]`, `index`, `bad`, `size` (h, w) of the file, `image_id`."""
         index = key if isinstance(key, int) else key[1]
         try:
-            original, bad = _read_picture(self.table, index), 0
+            original, bad = read_picture(self.table, index), 0
             image = test_image(original, self.short_side, self.long_side)
         except FileReadError:
             original = image = Image.new("RGB", (_LOST_SIDE, _LOST_SIDE))
@@ -155,21 +154,22 @@ def read_scene(table: DetectionTable, index: int) -> Scene:
         FileReadError: the file is unreadable, or not of the size that its annotations name; height and width may only
             be exchanged where no mask is a bitmap.
     """
-    image, found = _read_picture(table, index), table.annotations(index)
+    image, found = read_picture(table, index), table.annotations(index)
     kept = np.flatnonzero(~found.crowd)
     segments = [_decoded(found.segments[i]) for i in kept]
-    if any(isinstance(part, np.ndarray) and part.shape != (image.height, image.width) for part in segments):
-        raise FileReadError(table.path(index), "the picture is turned by its EXIF entry, and its masks are not")
     return Scene(image, found.boxes[kept], found.labels[kept].astype(np.int64), segments)
 
 
-def _read_picture(table: DetectionTable, index: int) -> Image.Image:
+def read_picture(table: DetectionTable, index: int) -> Image.Image:
+    """Picture `index`, upright; raises as `read_scene` does."""
     path, (height, width) = table.path(index), table.size(index)
     image = read_image(path)
     # Tools that show a picture upright and write down its size as stored exchange the two; their boxes are upright.
     if image.size not in ((width, height), (height, width)):
         found = f"{image.width}x{image.height}"
         raise FileReadError(path, f"the picture is {found}, and its annotations are for {width}x{height}")
+    if image.size != (width, height) and any(isinstance(part, dict) for part in table.annotations(index).segments):
+        raise FileReadError(path, "the picture is turned by its EXIF entry, and its masks are not")
     return image
 
 

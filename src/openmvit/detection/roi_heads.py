@@ -232,7 +232,8 @@ class RoiHeads(nn.Module):
         """The foreground; an object without polygon or pixel is known by its box only and teaches no mask."""
         masks, learns = target["masks"], drawn.classes < self.config.num_classes
         if len(masks):
-            drawable = masks.flatten(1).any(1) if isinstance(masks, Tensor) else torch.tensor([len(m) > 0 for m in masks])
+            bitmaps = isinstance(masks, Tensor)
+            drawable = masks.flatten(1).any(1) if bitmaps else torch.tensor([len(polygons) > 0 for polygons in masks])
             learns &= drawable.to(learns.device)[drawn.objects]
         return _Labelled(drawn.boxes[learns], drawn.classes[learns], drawn.objects[learns])
 

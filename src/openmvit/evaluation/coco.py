@@ -193,7 +193,7 @@ class CocoScorer:
         if not self._images or not self.classes:
             return dict.fromkeys(names, -1.0), np.full((len(THRESHOLDS), 101, len(self.classes)), -1.0)
         frame = {
-            "images": [{key: image[key] for key in ("id", "width", "height")} for image in self._truth["images"]],
+            "images": list(self._frames(kind)),
             "categories": [{"id": label + 1, "name": name} for label, name in enumerate(self.classes)],
         }
         truth = COCO(frame | {"annotations": list(self._objects(kind))}, print_function=_quiet)
@@ -203,6 +203,17 @@ class CocoScorer:
         evaluation.run()
         numbers = dict(zip(names, (float(n) for n in evaluation.stats), strict=True))
         return numbers, np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1].copy()
+
+    def _frames(self, kind: str) -> Iterator[dict[str, Any]]:
+        """Images; where masks were found, in their size: annotations of a turned picture may name its sides exchanged.
+
+        Outlines are drawn in that frame, and masks of different sizes would not be compared at all.
+        """
+        for image in self._truth["images"]:
+            one = self._found.get(image["id"])
+            masks = one.rles if kind == "segm" and one else None
+            height, width = masks[0]["size"] if masks else (image["height"], image["width"])
+            yield {"id": image["id"], "height": height, "width": width}
 
     def _objects(self, kind: str) -> Iterator[dict[str, Any]]:
         """Annotations as the library wants them: numbered from 1, since 0 would mean "no match" to it."""

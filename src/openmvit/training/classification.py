@@ -109,7 +109,7 @@ class ClassificationTask:
     def bad_files(self, path: Path) -> BadFiles:
         """The list of unreadable files for training and validation."""
         total = len(self.data.splits["train"]) + len(self.data.splits["val"])
-        return BadFiles(self.recipe.max_bad, total, path, self.source.read)
+        return BadFiles(self.recipe.max_bad, total, path, lambda table, i: self.source.read(table.path(i)))
 
     def note_bad(self, bad_files: BadFiles, index: Tensor, bad: Tensor, split: str = "train") -> None:
         """Count the unreadable files of some samples."""

@@ -16,10 +16,9 @@ from openmvit import processes
 from openmvit.data.aspect_groups import AspectGroups
 from openmvit.data.badfiles import BadFiles
 from openmvit.data.detection_layouts import open_detection
-from openmvit.data.detection_samples import DetectionDataset, DetectionTestDataset, collate, trainable
+from openmvit.data.detection_samples import DetectionDataset, DetectionTestDataset, collate, read_picture, trainable
 from openmvit.data.detection_table import DetectionData, DetectionTable
 from openmvit.data.detection_transforms import DetectionAugmentation, training_pipeline
-from openmvit.data.images import read_image
 from openmvit.data.sampler import ResumableSampler
 from openmvit.device import pick_device
 from openmvit.errors import UserError
@@ -28,6 +27,7 @@ from openmvit.training.folder import RunFolder, library_versions
 from openmvit.training.loading import Batch, EpochLoader
 from openmvit.training.network import Start, build_detector
 from openmvit.training.recipe import Recipe
+from openmvit.validate.detection import finds_scored
 
 if TYPE_CHECKING:
     from openmvit.detection.detections import Detections
@@ -120,7 +120,7 @@ class DetectionTask:
         """A fresh collection."""
         if self._truth is None:
             self._truth = self.val.ground_truth()
-        return DetectionValidation(self.val, self._truth)
+        return DetectionValidation(self.val, self._truth, finds_scored(self.model.config))
 
     def freeze(self) -> list[nn.Module]:
         """As the recipe says; see `freeze`."""
@@ -128,7 +128,7 @@ class DetectionTask:
 
     def bad_files(self, path: Path) -> BadFiles:
         """The list of unreadable files for training and validation."""
-        return BadFiles(self.recipe.max_bad, len(self.train) + len(self.val), path, read_image)
+        return BadFiles(self.recipe.max_bad, len(self.train) + len(self.val), path, read_picture)
 
     def note_bad(self, bad_files: BadFiles, index: Tensor, bad: Tensor, split: str = "train") -> None:
         """Count the unreadable files of some samples."""

@@ -12,17 +12,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from openmvit import processes
+from openmvit.data.detection_samples import read_picture
 from openmvit.data.detection_table import DetectionData, DetectionTable
-from openmvit.data.images import read_image
 from openmvit.data.sampler import ResumableSampler
 from openmvit.data.samples import FileReadError
 from openmvit.detection.augmentation import Views, test_views
+from openmvit.detection.config import DetectorConfig
 from openmvit.detection.detector import Detector
 from openmvit.detection.search import Search, run_lengths
 from openmvit.errors import UserError
 from openmvit.evaluation.coco import CocoResult, CocoScorer
 from openmvit.validate.heldout import split_of
-from openmvit.validate.pictures import draw_report
+from openmvit.validate.pictures import write_report
 
 _NOT_OURS = ("crop_ratio", "clips", "crops")
 
@@ -30,7 +31,7 @@ _NOT_OURS = ("crop_ratio", "clips", "crops")
 class TestPictures(Dataset[dict[str, Any]]):
     """The views of every picture by the sampler's keys `(epoch, index)`; a file that cannot be used has none.
 
-    A file that is not of the size that its annotations name cannot be used: its boxes would lie elsewhere.
+    Such a file is unreadable, or of another size than its annotations name; see `read_picture`.
     """
 
     __test__ = False
@@ -42,13 +43,12 @@ class TestPictures(Dataset[dict[str, Any]]):
         return len(self.table)
 
     def __getitem__(self, key: tuple[int, ...]) -> dict[str, Any]:
-        """`index`, and `views`, empty if the file cannot be used."""
-        height, width = self.table.size(key[1])
+        """`index`, `views`, empty if the file cannot be used, and `size` (h, w) of the file."""
         try:
-            image = read_image(self.table.path(key[1]))
+            image = read_picture(self.table, key[1])
         except FileReadError:
-            return {"index": key[1], "views": []}
-        return {"index": key[1], "views": self.views(image) if image.size == (width, height) else []}
+            return {"index": key[1], "views": [], "size": (0, 0)}
+        return {"index": key[1], "views": self.views(image), "size": (image.height, image.width)}
 
 
 def validate_detector(
@@ -81,7 +81,7 @@ def validate_detector(
     assert isinstance(table, DetectionTable)
     with processes.together(next(model.parameters()).device):
         loader = _loader(TestPictures(table, views), 1 if search.tta else search.batch, means[1])
-        scorer = CocoScorer(data.classes, data.category_ids, table.ground_truth())
+        scorer = CocoScorer(data.classes, data.category_ids, table.ground_truth(), limit=finds_scored(model.config))
         bad = search_all(model, loader, search, scorer, table, numbers)
         results = _together(scorer, bad, table, options.get("out"))
     about = {"task": "detection", "noun": "images", "data": str(data.root), "split": split}
@@ -127,7 +127,7 @@ def search_all(
     for batch in loader:
         good = [one for one in batch if one["views"]]
         bad += [one["index"] for one in batch if not one["views"]]
-        found = search.find(model, [(one["views"], table.size(one["index"])) for one in good])
+        found = search.find(model, [(one["views"], one["size"]) for one in good])
         for one, objects in zip(good, found, strict=True):
             known = objects[numbers[objects.labels] >= 0]
             masks = run_lengths(known) if scorer.masks else None
@@ -176,22 +176,39 @@ def _together(scorer: CocoScorer, bad: list[int], table: DetectionTable, out: st
     Raises:
         UserError: if no picture could be used.
     """
-    states = processes.gather(scorer.state())
-    bad = sorted(index for part in processes.gather(bad) for index in part)
+    scorer, bad = gather_finds(scorer, bad, table)
     if len(bad) == len(table):
         raise UserError(f"None of the {len(table)} images of {table.root} can be used", "See openmvit data check")
     results: dict[str, Any] = {}
     if processes.is_main():
-        if bad:
-            good = table.subset(np.setdiff1d(np.arange(len(table)), bad))
-            scorer = CocoScorer(table.classes, table.category_ids, good.ground_truth(), masks=scorer.masks)
-        scorer.merge(states)
         result = scorer.result()
         if out:
-            draw_report(Path(out), result, scorer, table)
+            write_report(Path(out), result, scorer, table)
         unreadable = [str(table.path(i)) for i in bad]
         results = results_of(result) | {"samples": len(table) - len(bad), "unreadable": unreadable}
     return processes.broadcast(results)
+
+
+def gather_finds(scorer: CocoScorer, bad: list[int], table: DetectionTable) -> tuple[CocoScorer, list[int]]:
+    """On the first process what all of them found, against the pictures that could be used; and which could not.
+
+    Args:
+        scorer: of all pictures of `table`, with the finds of this process.
+        bad: indices of this process's pictures that cannot be used; their objects are left out with them.
+    """
+    parts = processes.gather((scorer.state(), bad))
+    bad = sorted(index for _, own in parts for index in own)
+    if processes.is_main():
+        if bad:
+            good = table.subset(np.setdiff1d(np.arange(len(table)), bad)).ground_truth()
+            scorer = CocoScorer(table.classes, table.category_ids, good, masks=scorer.masks, limit=scorer.limit)
+        scorer.merge(state for state, _ in parts)
+    return scorer, bad
+
+
+def finds_scored(config: DetectorConfig) -> int:
+    """Finds per picture that are scored: COCO's 100, or more where the detector gives more (LVIS: 300)."""
+    return max(100, config.max_detections)
 
 
 def results_of(result: CocoResult) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from openmvit.data.detection_samples import read_picture
 from openmvit.data.detection_table import DetectionTable, Segments
-from openmvit.data.images import read_image
 from openmvit.data.samples import FileReadError
 from openmvit.drawing import draw_detections, sheet
 from openmvit.errors import UserError
@@ -21,10 +21,8 @@ _SAMPLES = 8
 _SMALL = 320
 
 
-def draw_report(folder: Path, result: CocoResult, scorer: CocoScorer, table: DetectionTable) -> None:
-    """Write results.json, pr_curves_box.png, pr_curves_mask.png, class_ap.png and samples.png.
-
-    The samples are eight pictures, spread over those with objects: annotated on the left, found on the right.
+def write_report(folder: Path, result: CocoResult, scorer: CocoScorer, table: DetectionTable) -> None:
+    """Write results.json and the pictures of `draw_report`.
 
     Raises:
         UserError: if the folder cannot be written.
@@ -32,13 +30,21 @@ def draw_report(folder: Path, result: CocoResult, scorer: CocoScorer, table: Det
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_rows(scorer.rows(), folder / "results.json")
-        for kind, precision in result.precision.items():
-            plot_precision(precision, result.classes, folder / f"pr_curves_{kind}.png", kind)
-        scores = {kind: result.per_class(kind) for kind in result.precision}
-        plot_class_ap(scores, result.classes, folder / "class_ap.png")
-        draw_samples(scorer, table, folder / "samples.png")
+        draw_report(folder, result, scorer, table)
     except OSError as error:
         raise UserError(f"Cannot write to {folder} ({error.strerror or error})", "Choose another --out") from error
+
+
+def draw_report(folder: Path, result: CocoResult, scorer: CocoScorer, table: DetectionTable) -> None:
+    """Write pr_curves_box.png, pr_curves_mask.png if masks were scored, class_ap.png and samples.png.
+
+    The samples are eight pictures, spread over those with objects: annotated on the left, found on the right.
+    """
+    for kind, precision in result.precision.items():
+        plot_precision(precision, result.classes, folder / f"pr_curves_{kind}.png", kind)
+    scores = {kind: result.per_class(kind) for kind in result.precision}
+    plot_class_ap(scores, result.classes, folder / "class_ap.png")
+    draw_samples(scorer, table, folder / "samples.png")
 
 
 def draw_samples(scorer: CocoScorer, table: DetectionTable, path: Path) -> None:
@@ -51,10 +57,8 @@ def draw_samples(scorer: CocoScorer, table: DetectionTable, path: Path) -> None:
     for place in np.unique(np.linspace(0, len(some) - 1, min(_SAMPLES, len(some))).round().astype(int)):
         index = int(some[place])
         try:
-            picture = np.asarray(read_image(table.path(index)))
+            picture = np.asarray(read_picture(table, index))
         except FileReadError:
-            continue
-        if picture.shape[:2] != table.size(index):
             continue
         cells += [_annotated(picture, table, index), _found(picture, table, found.get(table.image_id(index)))]
     if cells:
@@ -64,7 +68,7 @@ def draw_samples(scorer: CocoScorer, table: DetectionTable, path: Path) -> None:
 def _annotated(picture: np.ndarray, table: DetectionTable, index: int) -> np.ndarray:
     known = table.annotations(index)
     kept = np.flatnonzero(~known.crowd)
-    masks = [_pixels(known.segments[i], table.size(index)) for i in kept]
+    masks = [_pixels(known.segments[i], (picture.shape[0], picture.shape[1])) for i in kept]
     return _draw(picture, known.boxes[kept], known.labels[kept], None, table.classes, masks)
 
 
