@@ -49,7 +49,7 @@ def train(work: Path) -> Path:
     model = hub.MViTV2ForImageClassification(hub.MViTV2Config.from_network(network, **labels))
     arguments = TrainingArguments(
         output_dir=str(work / "trainer"),
-        max_steps=30,
+        max_steps=60,
         per_device_train_batch_size=32,
         learning_rate=1e-3,
         warmup_steps=10,
@@ -92,6 +92,7 @@ def clips(work: Path) -> tuple[str, bool]:
 
 def main() -> None:
     """All of it, in a folder that is removed again."""
+    torch.set_num_threads(1)  # the pictures are small: more threads would wait for each other
     with TemporaryDirectory() as name:
         work = Path(name)
         folder = train(work)

@@ -91,7 +91,7 @@ def test_without_transformers_the_sentence_names_the_extra(tmp_path):
 def test_the_example_runs():
     done = subprocess.run(
         [sys.executable, str(ROOT / "docs" / "examples" / "huggingface.py")],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")},
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
         timeout=600,
