@@ -141,6 +141,8 @@ def _network(model: str, frames: int | None, imgsz: int | None) -> tuple[MViT, d
     else:
         network, card = load_model(model)
         known = {}
+        if not isinstance(network, MViT):
+            raise UserError(f"{model} is a detector", "Give a network for clips (see openmvit models '*x*')")
         if network.config.ndim == 3:
             found = sampling_from(card["preprocessing"])
             known = {"num_frames": found.num_frames, "stride": found.stride, "rule": found.rule}
