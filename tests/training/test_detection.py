@@ -324,9 +324,14 @@ def test_pictures_per_class_count_a_picture_once(recipe: Recipe) -> None:
 def test_annotated_pictures_without_a_recipe_start_from_the_preset(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--model", str(recipe.model), "--weights", "none", "--epochs", "1", "--batch", "4", "--plots", "false"]
+    start = ["--model", str(recipe.model), "--weights", "none"]
+    words = ["--epochs", "1", "--batch", "4", "--plots", "false", "--out-dir", str(tmp_path)]
     words += ["--sides", "48,64", "--short-side", "64", "--crop-prob", "0", "--device", "cpu", "--workers", "0"]
-    assert main(["train", "--data", str(recipe.data), *words, "--out-dir", str(tmp_path)]) == 0
+    assert main(["train", "--data", str(recipe.data), *start, *words]) == 0
     assert capsys.readouterr().out.startswith("Recipe detection/small, since the data are annotated images")
     used = load_recipe(tmp_path / "detection" / "exp" / "args.yaml")
     assert (used.decay, used.accumulate, used.weight_decay) == ("not_norms", 4, 0.1)
+    first = tmp_path / "detection" / "exp"
+    assert main(["train", "--data", str(recipe.data), "--weights", str(first), "--name", "on", *words]) == 0
+    own, other = (json.loads((tmp_path / "detection" / n / "model.json").read_text()) for n in ("exp", "on"))
+    assert (other["model"], other["architecture"]) == (own["model"], own["architecture"])

@@ -75,7 +75,11 @@ def _train(given: Arguments) -> int:
 
     plain = recipe.resume is None and recipe_name is None and config is None
     if plain and (preset := PRESETS.get(infer_task(recipe))):
-        recipe = check_fields(read_fields(preset[0]) | flags)
+        fields = read_fields(preset[0])
+        if Path(recipe.weights).exists():
+            # One's own weights bring their network.
+            del fields["model"]
+        recipe = check_fields(fields | flags)
         if is_main():
             print(f"Recipe {preset[0]}, since the data are {preset[1]} and no recipe was named")
 
