@@ -212,6 +212,30 @@ def test_convert_says_what_decided_and_what_was_left_out(tmp_path):
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["mvitv2_tiny", "mvitv1_base_16"])
+@pytest.mark.parametrize("shape", [(), (0,), (0, 0), (3, 3, 3, 3, 3, 3)])
+def test_tensors_of_any_shape_are_refused_with_a_sentence(shape, name):
+    """Each tensor of a good file in turn, as damaged or hostile files have them."""
+    state = state_of(narrow(name), "mvit")
+    config = model_config(name)
+    first = [key for key in state if not key.startswith("blocks.") or key.startswith("blocks.1.")]
+    assert len(first) > 20
+    for key in first:
+        bad = state | {key: torch.zeros(shape)}
+        for asked in (None, (name, config.replace(embed_dim=8))):
+            with pytest.raises(UserError):
+                recognise(bad, {name: config}, "a file", asked=asked)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"), [("pos_embed", (1, 7, 7)), ("head.projection.bias", (4,)), ("norm.bias", (9,))]
+)
+def test_tensors_of_another_size_are_refused_by_the_network(key, shape, tmp_path):
+    state = state_of(narrow("mvitv1_base_16"), "slowfast") | {key: torch.zeros(shape)}
+    with pytest.raises(UserError):
+        load_model(written(tmp_path / "a.pth", {"model_state": state}))
+
+
 def test_what_was_asked_for_must_fit(tmp_path):
     state = state_of(narrow("mvitv2_tiny"), "timm")
     candidates = {"mvitv2_tiny": model_config("mvitv2_tiny")}

@@ -2,7 +2,7 @@
 
 from openmvit.convert.inflation import inflate
 from openmvit.convert.keymap import expected_shapes
-from openmvit.convert.recognise import Recognised, recognise
+from openmvit.convert.recognise import recognise
 from openmvit.convert.sources import (
     SOURCES,
     config_from,
@@ -10,7 +10,6 @@ from openmvit.convert.sources import (
     dropped_keys,
     from_native,
     fuse_qkv,
-    recognise_source,
     split_qkv,
     to_native,
     unwrap,
@@ -18,7 +17,6 @@ from openmvit.convert.sources import (
 
 __all__ = [
     "SOURCES",
-    "Recognised",
     "config_from",
     "detect_source",
     "dropped_keys",
@@ -27,7 +25,6 @@ __all__ = [
     "fuse_qkv",
     "inflate",
     "recognise",
-    "recognise_source",
     "split_qkv",
     "to_native",
     "unwrap",

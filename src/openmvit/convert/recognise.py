@@ -71,6 +71,8 @@ def recognise(
     state = unwrap(state_dict)
     source, why = recognise_source(state)
     view = _view(source, state)
+    if not _readable(view):
+        raise _unknown({}, what)
     own = None if settings is None else _fit("", settings, source, state, view)
     if asked is not None and _axes(view) == asked[1].ndim:
         name, reason = asked[0], f"{asked[0]} was asked for"
@@ -95,8 +97,16 @@ def _view(source: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return map_keys(state, SOURCES[source].rules(None), depths, to_native=True, strict=False)
 
 
+def _readable(view: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors that tell a network have the numbers of axes that they have in every network."""
+    stem = view.get("patch_embed.proj.weight")
+    projections = [value.dim() for key, value in view.items() if key.endswith(".attn.proj.weight")]
+    pools = [value.dim() for key, value in view.items() if key.endswith((".pool_k.weight", ".rel_pos_h"))]
+    return stem is not None and stem.dim() > 2 and set(projections) == {2} and min(pools, default=2) > 1
+
+
 def _axes(view: Mapping[str, Tensor]) -> int:
-    return view["patch_embed.proj.weight"].dim() - 2 if "patch_embed.proj.weight" in view else 0
+    return view["patch_embed.proj.weight"].dim() - 2
 
 
 def _depths(view: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -141,9 +151,10 @@ def _fit(
 
 def _adapted(config: MViTConfig, view: Mapping[str, Tensor]) -> MViTConfig:
     """`config` with what is free in every network: classes, input channels, and the gaps of the first v1 clip file."""
-    changes: dict[str, object] = {"num_classes": int(any(key.startswith("head.") for key in view))}
-    if "patch_embed.proj.weight" in view:
-        changes["in_chans"] = int(view["patch_embed.proj.weight"].shape[1])
+    changes: dict[str, object] = {
+        "num_classes": int(any(key.startswith("head.") for key in view)),
+        "in_chans": int(view["patch_embed.proj.weight"].shape[1]),
+    }
     last = f"blocks.{config.depth - 1}.attn.pool_k.weight"
     if last not in view and "blocks.0.attn.pool_k.weight" in view and last in expected_shapes(config):
         changes["pool_kv_at_stride_one"] = False
@@ -202,7 +213,12 @@ def _unknown(view: Mapping[str, Tensor], what: object) -> UserError:
 
 def _settled(state: Mapping[str, Tensor], config: MViTConfig) -> MViTConfig:
     """`config` with the classes and the nominal size that the tensors show."""
-    head = state.get("head.projection.weight")
+    head, bias = state.get("head.projection.weight"), state.get("head.projection.bias")
+    if head is not None and bias is not None and head.shape[0] != bias.shape[0]:
+        raise UserError(
+            f"The classifier has weights of {head.shape[0]} classes and biases of {bias.shape[0]}",
+            "The file is damaged",
+        )
     return config.replace(num_classes=0 if head is None else head.shape[0], input_size=_nominal_size(state, config))
 
 

@@ -128,12 +128,23 @@ def to_native(source: str, config: MViTConfig, state_dict: Mapping[str, Tensor])
     dropped = set(dropped_keys(source, config, state))
     kept = {key: tensor for key, tensor in state.items() if key not in dropped}
     native = map_keys(kept, _source(source).rules(config), config.depths, to_native=True)
-    native = split_qkv(native) if config.separate_qkv else fuse_qkv(native)
+    try:
+        native = split_qkv(native) if config.separate_qkv else fuse_qkv(native)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"Projections do not go together ({error})", "Give a file of weights of this network"
+        ) from error
     extra, missing = misfits(native, config, pretraining=is_pretraining(state))
     if extra or missing:
         raise UserError(
             f"The weights do not fit this architecture: {_named(extra)} too many, {_named(missing)} missing",
             "Choose the model that the file was made for",
+        )
+    shapes = expected_shapes(config)
+    odd = {key for key, value in native.items() if value.dim() != len(shapes[key]) or not value.numel()}
+    if odd:
+        raise UserError(
+            f"{_named(odd)} are empty or have another number of axes", "Choose the model that the file was made for"
         )
     return native
 
