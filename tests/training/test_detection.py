@@ -321,6 +321,16 @@ def test_pictures_per_class_count_a_picture_once(recipe: Recipe) -> None:
     assert counts == expected and math.fsum(counts) > 0
 
 
+def test_the_federated_loss_knows_the_training_pictures_of_each_class(recipe: Recipe, tmp_path: Path) -> None:
+    """At the start of a run and where it is taken up again."""
+    large = SMALL.replace(scores="sigmoid", federated_classes=4)
+    (tmp_path / "large.json").write_text(json.dumps(large.to_dict()))
+    task = open_task(dataclasses.replace(recipe, model=str(tmp_path / "large.json")))
+    for one in (task, open_task(task.recipe, task.about())):
+        batch = next(iter(one.train_loader(2, pin=False)))
+        assert math.isfinite(one.loss(one.model.train(), batch, 0))
+
+
 def test_annotated_pictures_without_a_recipe_start_from_the_preset(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
