@@ -29,7 +29,8 @@ def plot_results(csv_path: Path, png_path: Path) -> None:
     """
     with csv_path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    panels = (("loss", ("loss", "val_loss")), ("score", ("top1", "top5", "mAP", "AP", "AP50", "mask_AP", "mask_AP50")), ("learning rate", ("lr",)))
+    scores = ("top1", "top5", "mAP", "AP", "AP50", "mask_AP", "mask_AP50")
+    panels = (("loss", ("loss", "val_loss")), ("score", scores), ("learning rate", ("lr",)))
     figure, axes = _canvas(len(panels), (4.2 * len(panels), 3.4))
     for axis, (title, columns) in zip(axes, panels, strict=True):
         for column in columns:
