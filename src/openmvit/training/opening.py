@@ -7,7 +7,6 @@ from typing import Any
 
 from openmvit.errors import UserError
 from openmvit.training.classification import open_classification
-from openmvit.training.detection import open_detection_task
 from openmvit.training.inputs import INPUTS, infer_task
 from openmvit.training.recipe import Recipe
 from openmvit.training.tasks import Task
@@ -25,5 +24,7 @@ def open_task(recipe: Recipe, about: Mapping[str, Any] | None = None) -> Task:
         raise UserError("No data is named", "Give --data FOLDER with one folder per class, or a CSV file")
     kind = infer_task(recipe)
     if kind == "detection":
+        from openmvit.training.detection import open_detection_task
+
         return open_detection_task(recipe, about)
     return open_classification(recipe, INPUTS[kind], about)
