@@ -321,6 +321,15 @@ def test_pictures_per_class_count_a_picture_once(recipe: Recipe) -> None:
     assert counts == expected and math.fsum(counts) > 0
 
 
+def test_a_validation_without_objects_is_told_of(recipe: Recipe, tmp_path: Path) -> None:
+    data = write_digit_scenes(tmp_path / "scenes", train=2, val=1)
+    assert not any("No validation image" in line for line in open_task(recipe).describe())
+    file = next((data / "annotations").glob("*val*.json"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    lines = open_task(dataclasses.replace(recipe, data=str(data))).describe()
+    assert any("No validation image holds an object" in line for line in lines)
+
+
 def test_the_federated_loss_knows_the_training_pictures_of_each_class(recipe: Recipe, tmp_path: Path) -> None:
     """At the start of a run and where it is taken up again."""
     large = SMALL.replace(scores="sigmoid", federated_classes=4)

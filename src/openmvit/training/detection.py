@@ -172,6 +172,10 @@ class DetectionTask:
         lines = [f"Data {self.data.root}: {len(self.data.classes)} classes, {sizes} images, {objects} objects, {kind}"]
         if self.left_out:
             lines.append(f"{self.left_out} training images hold no object and are left out of training")
+        if not len(self.val.annotated()):
+            lines.append(
+                "No validation image holds an object: every score will be 0, and the first epoch's weights best"
+            )
         return [*lines, *self.data.notes, *([self.norms] if self.norms else [])]
 
 
