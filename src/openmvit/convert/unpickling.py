@@ -10,8 +10,8 @@ from typing import IO, Any, ClassVar
 
 from openmvit.errors import UserError
 
-_OPS = 1_000_000
-"""Steps of a pickle; the largest network with its optimizer takes a third."""
+_OPS = 600_000
+"""Steps of a pickle; the largest network with its optimizer takes half of them."""
 _REFUSED = ("ADDITEMS", "FROZENSET", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "INST", "OBJ", "NEWOBJ_EX")
 _PLAIN_KEYS = (str, bytes, int, float, type(None))
 

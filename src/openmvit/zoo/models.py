@@ -190,7 +190,8 @@ def _from_foreign(
 ) -> tuple[MViT, dict[str, Any]]:
     """The network of another project's file, and what is known about it."""
     model = MViT(found.config)
-    report = load_weights(model, found.state, found.config, may_start_fresh=_fresh_norm(found.state))
+    # Built from the file itself, so the classifier has to fit as well.
+    report = load_weights(model, found.state, found.config, may_start_fresh=_fresh_norm(found.state), heads=())
     card = card or card_of_file(path.name, found.model)
     report.with_file(found.dropped, found.reason).source = card.name if card else str(path)
     own = [card for card in cards() if card.model == found.model]
