@@ -16,7 +16,8 @@ PACKAGE = Path(importlib.util.find_spec("openmvit").submodule_search_locations[0
 
 FLOORS: list[set[str]] = [
     {"nn", "config"},
-    {"model", "architectures", "convert", "data", "evaluation", "report", "drawing", "device", "processes"},
+    {"model", "architectures", "convert", "data", "evaluation"}
+    | {"report", "drawing", "device", "processes", "measuring"},
     {"detection", "action", "checkpoint"},
     {"weights", "counting"},
     {"zoo"},
@@ -37,7 +38,7 @@ DELETABLE = ("training", "hub", "detection", "action")
 MAY_NEED = {
     "training": {"cli", "demo"},
     "hub": {"cli"},
-    "detection": {"cli", "detection", "detectors"},
+    "detection": {"cli", "detection", "detection_scores", "detectors"},
     "action": {"cli"},
 }
 
