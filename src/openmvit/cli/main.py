@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from openmvit import __version__
 from openmvit.cli import data
+from openmvit.cli.ablation import find_table, train_table
 from openmvit.cli.arguments import STDOUT, Arguments, parse
 from openmvit.cli.options import (
     BenchOptions,
@@ -63,6 +64,8 @@ def _train(given: Arguments) -> int:
             )
     if recipe_name is not None:
         _no_data_as_recipe(recipe_name, flags)
+    if (table := find_table(recipe_name, flags)) is not None:
+        return train_table(table, flags, config)
     values: dict[str, Any] = {}
     for source in (recipe_name, config):
         values |= read_fields(source) if source is not None else {}

@@ -31,6 +31,10 @@ class TrainOptions(Recipe):
 
     config: str | None = None
     """Recipe file whose values win over RECIPE."""
+    row: str | None = None
+    """Row of the paper's table that RECIPE is, such as ablation/attention, which lists its rows without this."""
+    quick: bool = False
+    """Train that table, or its row, in small on data that the package brings: three seeds, minutes on two cores."""
 
 
 @dataclass(frozen=True)

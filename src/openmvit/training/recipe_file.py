@@ -17,7 +17,7 @@ from openmvit.errors import UserError, did_you_mean
 from openmvit.training.recipe import Recipe
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-"""The recipes that ship with the package."""
+"""The recipes that ship with the package, and in `ablation/` the paper's tables as rows over recipes."""
 STATUSES = ("reproduced", "partly run", "not yet run")
 
 
@@ -49,39 +49,52 @@ class RecipeHeader:
 
 def list_recipes() -> list[str]:
     """Names of the shipped recipes, such as `imagenet/mvitv2_small`."""
-    return sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.yaml"))
+    names = (p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("ablation/"))
+
+
+def list_ablations() -> list[str]:
+    """Names of the shipped tables of rows, such as `ablation/attention`; see `openmvit.training.ablation`."""
+    return sorted(f"ablation/{p.stem}" for p in (FOLDER / "ablation").glob("*.yaml"))
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
-    """File of a shipped recipe's name or of a path; a name wins over a file of the same name without suffix.
+    """File of a shipped recipe's or table's name, or of a path; a name wins over a file without suffix called so.
+
+    `recipes/NAME.yaml` is the shipped one too where there is no such file.
 
     Raises:
         UserError: if there is neither.
     """
-    text = str(name_or_path)
-    if text in list_recipes():
+    text, shipped = str(name_or_path), [*list_recipes(), *list_ablations()]
+    if text in shipped:
         return FOLDER / f"{text}.yaml"
     path = Path(text)
     if path.is_file():
         return path
     if path.suffix in {".yaml", ".yml"}:
+        if path.parts[0] == FOLDER.name and path.relative_to(FOLDER.name).with_suffix("").as_posix() in shipped:
+            return FOLDER.parent / path
         raise UserError(f"There is no recipe file {text}", "Check the path")
-    raise UserError(f"There is no recipe {text!r}", did_you_mean(text, list_recipes()))
+    raise UserError(f"There is no recipe {text!r}", did_you_mean(text, shipped))
 
 
 def read_fields(name_or_path: str | Path) -> dict[str, Any]:
     """Raw values of a recipe, those of the recipe it extends first; not validated.
 
     Raises:
-        UserError: if a file is missing, is no YAML mapping, or extends a recipe that itself extends another.
+        UserError: if a file is missing, is no YAML mapping, a table of rows, or extends a recipe that itself extends
+            another.
     """
     path = find_recipe(name_or_path)
-    own = _parse(path)
+    own = read_yaml(path)
+    if "rows" in own:
+        raise UserError(f"{path} is a table and no recipe", f"Name a row: openmvit train {name_or_path} --row ROW")
     if "extends" not in own:
         return own
     parent = own.pop("extends")
     beside = path.parent / str(parent)
-    base = _parse(beside if beside.is_file() else find_recipe(str(parent)))
+    base = read_yaml(beside if beside.is_file() else find_recipe(str(parent)))
     if "extends" in base:
         raise UserError(f"{path} extends {parent}, which extends {base['extends']}", "Only one level is accepted")
     return base | own
@@ -172,7 +185,12 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping as it stands in a file.
+
+    Raises:
+        UserError: if it cannot be read, or is no mapping.
+    """
     try:
         # The loader is a SafeLoader: it builds plain data only.
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
