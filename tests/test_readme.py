@@ -1,65 +1,24 @@
 """The pages that are read first say what runs: Python blocks run, commands and options exist, links lead somewhere."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
-from functools import cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from pages import ROOT, blocks, check_command, commands, links, run_python
+
 PAGES = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md"]
-
-
-def blocks(page: str, *languages: str) -> list[str]:
-    """Bodies of the fenced blocks in one of the languages."""
-    found = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
-    return [body for language, body in found if language in languages]
-
-
-def commands() -> list[str]:
-    """Every `openmvit ...` line of the shell blocks, without its comment."""
-    lines = [line for page in PAGES for body in blocks(page, "sh", "bash") for line in body.splitlines()]
-    return sorted({line.split("#")[0].strip() for line in lines if line.startswith("openmvit ")})
-
-
-@cache
-def help_text(*words: str) -> subprocess.CompletedProcess[str]:
-    code = "import sys; from openmvit.cli import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", code, *words, "--help"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"},
-    )
 
 
 def test_python_blocks_run(tmp_path):
     script = "\n".join(blocks("README.md", "python"))
     assert "create_model" in script
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    run_python(script, tmp_path)
 
 
-@pytest.mark.parametrize("line", commands())
+@pytest.mark.parametrize("line", commands(PAGES))
 def test_commands_exist(line):
-    words = shlex.split(line)[1:]
-    verb = words[:2] if words[0] == "data" else words[:1]
-    shown = help_text(*verb)
-    assert shown.returncode == 0, shown.stderr
-    for option in (word for word in words if word.startswith("--")):
-        assert re.search(rf"{option}\b", shown.stdout), f"{' '.join(verb)} has no {option}"
+    check_command(line)
 
 
 def test_recipes_named_on_the_pages_exist():
@@ -67,7 +26,7 @@ def test_recipes_named_on_the_pages_exist():
 
     families = {name.partition("/")[0] for name in list_recipes()}
     text = (ROOT / "README.md").read_text()
-    words = {word for line in commands() for word in shlex.split(line)[1:]} | set(re.findall(r"`(\w+/\w+)`", text))
+    words = {word for line in commands(PAGES) for word in shlex.split(line)[1:]} | set(re.findall(r"`(\w+/\w+)`", text))
     named = {word for word in words if "/" in word and "." not in word and word.partition("/")[0] in families}
     assert {"imagenet", "kinetics", "video"} <= {name.partition("/")[0] for name in named}
     assert named <= set(list_recipes())
@@ -121,8 +80,8 @@ def test_every_figure_says_who_measured_it():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+    for target in links(page):
+        assert (ROOT / target).exists(), target
 
 
 def test_files_named_in_the_reading_order_exist():
