@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ from PIL import Image
 
 import openmvit
 from colours import CLASSES, picture, train_run, write_data
+from openmvit import checkpoint
+from openmvit.architectures import model_config
 from openmvit.cli import main
 from openmvit.data.images import read_image
 from openmvit.data.transforms import test_transform_from as transform_from
+from openmvit.model import MViT
 from openmvit.predict import Predictor, predictions_csv
 
 
@@ -153,3 +157,18 @@ def test_the_command_writes_table_json_csv_and_pictures(place, tmp_path, capsys)
     assert scale >= 6 and np.array_equal(drawn[: 24 * scale], original)
     strip = drawn[24 * scale :]
     assert strip.shape[0] >= 14 and strip.min() < 60, "no text under the picture"
+
+
+def test_class_names_come_from_a_file(tmp_path, capsys):
+    model = MViT(model_config("mvitv2_micro", num_classes=3))
+    preprocessing = {"imgsz": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "crop_ratio": 1.0, "interpolation": "bicubic"}
+    card = {"architecture": model.config.to_dict(), "model": "mvitv2_micro", "task": "image", "classes": []}
+    checkpoint.save(tmp_path / "w.safetensors", model.state_dict(), card | {"preprocessing": preprocessing})
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    (tmp_path / "names.txt").write_text("ash\nbeech\ncedar\n")
+    words = ["predict", str(tmp_path / "w.safetensors"), str(tmp_path / "a.png"), "--classes"]
+    assert main([*words, str(tmp_path / "names.txt")]) == 0
+    assert {"ash", "beech", "cedar"} <= set(re.findall(r"\w+", capsys.readouterr().out))
+    (tmp_path / "names.txt").write_text("ash\n")
+    assert main([*words, str(tmp_path / "names.txt")]) == 2
+    assert "the weights have 3" in capsys.readouterr().err

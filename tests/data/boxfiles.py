@@ -66,8 +66,12 @@ FAULTS = {
 }
 
 
-def broken_coco(root: Path) -> Path:
-    """Three classes with a gap in their numbers, five whole pictures of which one is turned, and each fault once."""
+def broken_coco(root: Path, more: int = 0) -> Path:
+    """Three classes with a gap in their numbers, five whole pictures of which one is turned, and each fault once.
+
+    Args:
+        more: further whole pictures with an object each.
+    """
     folder = root / "train2017"
     for i in range(4):
         picture(folder / f"{i}.jpg", seed=i)
@@ -83,6 +87,10 @@ def broken_coco(root: Path) -> Path:
     runs = {"size": [48, 64], "counts": [48 * 10, 48 * 3, 48 * 51]}
     good += [annotation(5, 4, 5, iscrowd=1, segmentation=runs), annotation(6, 7), annotation(7, 8), annotation(8, 9)]
     twice = [annotation(1, 4, 2, (5, 5, 9, 9))]
+    for i in range(more):
+        picture(folder / f"more{i}.jpg", seed=20 + i)
+        images.append(image(1000 + i, f"more{i}.jpg"))
+        good.append(annotation(1000 + i, 1000 + i, (1, 2, 5)[i % 3], (8 + i % 9, 9, 30, 20)))
     write(root / "annotations" / "instances_train2017.json", images, [*good, *FAULTS.values(), *twice])
     coco_split(root / "val2017", root / "annotations" / "instances_val2017.json", 3, 50)
     return root

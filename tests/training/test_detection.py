@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data.boxfiles import broken_coco
 from openmvit import checkpoint, zoo
 from openmvit.cli import main
 from openmvit.config import MViTConfig
@@ -354,3 +355,16 @@ def test_annotated_pictures_without_a_recipe_start_from_the_preset(
     assert main(["train", "--data", str(recipe.data), "--weights", str(first), "--name", "on", *words]) == 0
     own, other = (json.loads((tmp_path / "detection" / n / "model.json").read_text()) for n in ("exp", "on"))
     assert (other["model"], other["architecture"]) == (own["model"], own["architecture"])
+
+
+def test_training_survives_a_broken_annotation_of_each_kind(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = broken_coco(tmp_path / "broken", more=24)
+    folder = run.train(dataclasses.replace(recipe, data=str(data), sides=(40, 48), short_side=48, long_side=64))
+    assert "3 classes" in capsys.readouterr().out
+    with (folder / "results.csv").open() as file:
+        assert all(0 <= float(row["AP"]) <= 1 for row in csv.DictReader(file))
+    named = (folder / "bad_files.txt").read_text()
+    assert "zero.jpg" in named and "cut.jpg" in named
+    assert zoo.load_model(folder)[1]["category_ids"] == [1, 2, 5]

@@ -33,7 +33,7 @@ from openmvit.cli.options import (
 from openmvit.cli.tables import TablesOptions, tables
 from openmvit.errors import UserError, did_you_mean
 
-_OUTPUTS = ("device", "json", "csv", "out")
+_OUTPUTS = ("device", "json", "csv", "out", "classes")
 _LISTS = (".csv", ".jsonl", ".txt")
 PRESETS = {"video": ("video/small", "videos"), "detection": ("detection/small", "annotated images")}
 """What `train` starts from where no recipe is named, by task: the defaults of the options are those of images."""
@@ -120,7 +120,7 @@ def _predict(given: Arguments) -> int:
     from openmvit.predict import load
 
     options = given.options()
-    predictor = load(given.positional["target"], options["device"])
+    predictor = load(given.positional["target"], options["device"], options["classes"])
     looks: dict[str, Any] = {key: value for key, value in given.flags.items() if key not in _OUTPUTS}
     for key in looks:
         if key not in predictor.options:

@@ -89,6 +89,8 @@ class PredictOptions:
     """Seconds from one window to the next, or for detectors one frame; default: half a window, every frame."""
     seconds: float | None = None
     """When to stop watching a camera or live stream; default: at Ctrl-C."""
+    classes: str | None = None
+    """File with the class names, one per line; default: those that are known of the network."""
     device: str = "auto"
     """auto, cpu, mps, cuda, cuda:N."""
     json: str | None = None
@@ -108,6 +110,8 @@ class ConvertOptions:
     """File to write; default: the same name with .safetensors."""
     model: str | None = None
     """Architecture; default: found by the tensors in the file."""
+    classes: str | None = None
+    """File with the class names, one per line; default: those that are known of the file."""
 
 
 @dataclass(frozen=True)

@@ -64,18 +64,19 @@ class AnyPredictor(Protocol):
         ...
 
 
-def load(target: str | Path, device: str = "auto") -> AnyPredictor:
+def load(target: str | Path, device: str = "auto", classes: str | Path | None = None) -> AnyPredictor:
     """A predictor from a run folder, a weight file or the name of a model with released weights.
 
     Its `predict(sources)` gives a `Prediction` per source for classifiers, a `Detection` per picture for detectors.
 
     Args:
         device: auto, cpu, mps, cuda or cuda:N.
+        classes: file with the class names, one per line, for weights that do not say them.
     Raises:
         UserError: if there is no such target or device.
     """
     place = pick_device(device)
-    model, card = load_model(target)
+    model, card = load_model(target, classes)
     if isinstance(model, MViT):
         return Predictor(model.to(place), card)
     from openmvit.predict.detection import DetectionPredictor

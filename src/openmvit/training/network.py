@@ -178,7 +178,7 @@ def _own_card(recipe: Recipe) -> dict[str, Any] | None:
 
 def _released(name: str, start: bool | str) -> weights.WeightCard | None:
     """The card of the released weights that a run starts from."""
-    if start is False:
+    if start is False or ":" in str(start):  # an address or hub id, of which no card is known
         return None
     other, _, tag = str(start).partition(".")
     if other in ARCHITECTURES:

@@ -231,6 +231,8 @@ def convert_file(
         )
     if target.exists():
         raise UserError(f"{target} exists", "Give another file with --to")
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target} would be a safetensors file under another name", "End the name with .safetensors")
     if model is None:
         network, card = load_model(path, classes)
     else:
