@@ -8,6 +8,7 @@ tables:4a       cells of the paper; `openmvit tables`
 verdicts:all    how many of each table have which verdict; the same
 networks:NAMES  parameters and operations; `openmvit info NAME --ops`
 ablation:NAME   rows that can be trained; `openmvit train ablation/NAME`
+speeds:4a       printed speeds and memory as ratios; `openmvit tables --measure --table 4a`
 recipes:NAMES   what the heads of recipes say
 models:PATTERN  released files; `openmvit models PATTERN`
 sources:all     who released how many files
@@ -37,6 +38,7 @@ from openmvit.zoo.detectors import detector_config
 DOCS = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- (\w+):([^>\n]+):begin -->\n).*?(<!-- \2:\3:end -->)", re.DOTALL)
 _QUANTITIES = {"flops_g": "GFLOPs", "params_m": "M params"}
+_SPEEDS = {"train": "training, per second", "test": "inference, per second", "memory": "memory, GB"}
 _NAMES = {"4a": "4", "5a": "5", "5b": "5"}
 
 
@@ -114,6 +116,23 @@ def ablation(name: str) -> str:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:g}"
+
+
+def speeds(name: str) -> str:
+    """Printed speeds and memory with their ratios to the reference row, and what `--measure` runs in their place."""
+    from openmvit.tables.speeds import SPEED_TABLES
+
+    table = SPEED_TABLES[name]
+    reference = next(row for row in table.rows if row.name == table.reference)
+    head = ["row", *(part for quantity in table.quantities for part in (_SPEEDS[quantity], "ratio"))]
+    rows = []
+    for row in table.rows:
+        ratios = [float(row.printed[q]) / float(reference.printed[q]) for q in table.quantities]
+        pairs = zip(table.quantities, ratios, strict=True)
+        rows.append([row.name, *(part for q, ratio in pairs for part in (row.printed[q], f"{ratio:.2f}"))])
+    size = " x ".join(map(str, table.size))
+    run = f"`openmvit tables --measure --table {name}` measures them with inputs of {size}, batch {table.batch}."
+    return f"{_markdown(head, rows)}\n\nThese are the paper's numbers; ratios are to {table.reference}.\n{run}"
 
 
 def recipes(names: str) -> str:
@@ -229,6 +248,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "verdicts": verdicts,
     "networks": networks,
     "ablation": ablation,
+    "speeds": speeds,
     "recipes": recipes,
     "models": models,
     "choices": choices,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from openmvit.tables import compare, tables_text
+from openmvit.tables.speeds import SPEED_TABLES
 from openmvit.training.recipe_file import list_ablations, list_recipes, recipe_header
 from openmvit.weights import find_card
 from pages import ROOT, blocks, check_command, commands, links, run_python
@@ -44,6 +45,7 @@ def test_every_table_with_cells_and_every_ablation_has_its_place(refresh):
     shown = {(kind, what) for _, kind, what, _ in refresh.BLOCK.findall(text)}
     assert {what for kind, what in shown if kind == "tables"} == {cell.table for cell in compare()}
     assert {f"ablation/{what}" for kind, what in shown if kind == "ablation"} == set(list_ablations())
+    assert {what for kind, what in shown if kind == "speeds"} == set(SPEED_TABLES)
     index = (ROOT / "docs/paper/README.md").read_text()
     assert all(f"({Path(page).name})" in index for page in TABLES)
 
