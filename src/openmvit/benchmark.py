@@ -8,16 +8,11 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
-import platform
 import sys
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from math import nan
-from multiprocessing import get_context
-from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import NoReturn
 
 import torch
@@ -28,9 +23,16 @@ from openmvit.architectures import model_config
 from openmvit.convert import to_native
 from openmvit.counting import count_classifier
 from openmvit.errors import UserError, did_you_mean
+from openmvit.measuring import (
+    Step,
+    in_own_process,
+    knows_memory,
+    outer_deciles,
+    peak_above_idle,
+    processor,
+    seconds_of,
+)
 from openmvit.zoo import create_model
-
-Step = Callable[[], Tensor]
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 """Largest accepted difference of outputs, as a share of the largest output."""
@@ -133,8 +135,7 @@ class Result:
     @property
     def spread(self) -> tuple[float, float]:
         """10th and 90th percentile of the ratios."""
-        deciles = quantiles(self.ratios, n=10, method="inclusive")
-        return deciles[0], deciles[-1]
+        return outer_deciles(self.ratios)
 
 
 def build(case: Case) -> tuple[nn.Module, nn.Module]:
@@ -205,21 +206,6 @@ def output_difference(case: Case, ours: nn.Module, peer: nn.Module, images: Tens
     return difference
 
 
-def seconds_of(case: Case, step: Step) -> float:
-    """Time of one call by the clock of the case, by events where there is CUDA."""
-    if case.on.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        step()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
-    clock = time.perf_counter if case.clock == "wall" else time.process_time
-    begin = clock()
-    step()
-    return clock() - begin
-
-
 def best_step(case: Case, model: nn.Module, images: Tensor, labels: Tensor) -> Step:
     """A warm step; in mode `best` the faster of eager and compiled, by the better of two calls each."""
     steps = [make_step(case, model, images, labels)]
@@ -229,7 +215,7 @@ def best_step(case: Case, model: nn.Module, images: Tensor, labels: Tensor) -> S
         steps.append(make_step(case, compiled, images, labels))
     for step in steps:
         step()
-    times = [min(seconds_of(case, s) for _ in range(2)) for s in steps]
+    times = [min(seconds_of(case.on, s, case.clock) for _ in range(2)) for s in steps]
     return steps[times.index(min(times))]
 
 
@@ -249,30 +235,11 @@ def linear_layers(case: Case) -> tuple[list[Step], float]:
     return layers, 2.0 * rows * inner * cols
 
 
-def _status_bytes(field: str) -> float:
-    """A field of Linux's memory account of this process; elsewhere it cannot be measured."""
-    try:
-        text = Path("/proc/self/status").read_text()
-        return float(text.split(f"{field}:")[1].split()[0]) * 1024
-    except (OSError, IndexError):
-        return nan
-
-
-def _peak_memory(case: Case, side: int, threads: int) -> float:
-    torch.set_num_threads(threads)
+def _peak_memory(case: Case, side: int) -> float:
     # One side is built alone: what the other one leaves in the heap would hide a part of the peak.
     model = PEERS[case.against].build(case.name) if side else create_model(case.name, drop_path_rate=0.0)
     step = make_step(case, model.to(case.on).train(case.step == "train"), *make_batch(case))
-    gc.collect()
-    if case.on.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        idle = torch.cuda.memory_allocated()
-    else:
-        idle = _status_bytes("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # makes the peak start anew
-    for _ in range(2):
-        step()
-    return (torch.cuda.max_memory_allocated() if case.on.type == "cuda" else _status_bytes("VmHWM")) - idle
+    return peak_above_idle(case.on, step)
 
 
 def peak_memory(case: Case, side: int) -> float:
@@ -283,10 +250,9 @@ def peak_memory(case: Case, side: int) -> float:
     Args:
         side: 0 ours, 1 the peer.
     """
-    if case.mode == "best" or (case.on.type == "cpu" and not Path("/proc/self/clear_refs").exists()):
+    if case.mode == "best" or not knows_memory(case.on):
         return nan
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak_memory, case, side, torch.get_num_threads()).result()
+    return in_own_process(_peak_memory, case, side)
 
 
 def measure(case: Case) -> Result:
@@ -300,25 +266,14 @@ def measure(case: Case) -> Result:
     linear_seconds = float("inf")
     for pair in range(case.pairs):
         for side in (0, 1) if pair % 2 == 0 else (1, 0):
-            times[side].append(seconds_of(case, steps[side]))
-        linear_seconds = min(linear_seconds, *(seconds_of(case, s) for s in layers * 3))
+            times[side].append(seconds_of(case.on, steps[side], case.clock))
+        linear_seconds = min(linear_seconds, *(seconds_of(case.on, s, case.clock) for s in layers * 3))
     ratios = sorted(b / a for a, b in zip(*times, strict=True))
     rate = operations / linear_seconds
     del steps, ours, peer
     gc.collect()
     memory = peak_memory(case, 0), peak_memory(case, 1)
     return Result((median(times[0]), median(times[1])), ratios, difference, memory, rate)
-
-
-def processor(device: torch.device) -> str:
-    """Name of the processor or card, and what decides speed beside it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()}), threads: {torch.get_num_threads()}"
 
 
 def report(case: Case, result: Result) -> str:

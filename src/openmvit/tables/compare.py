@@ -75,7 +75,7 @@ def compare(changes: Changes | None = None) -> list[Cell]:
     cells = []
     for line in _printed():
         setting = ROWS[line["table"], line["row"]][line["quantity"] == "params_m"]
-        cells.append(_judge(line, _cost(_config(setting, changes.get(setting.base, {})))))
+        cells.append(_judge(line, _cost(config_of(setting, changes.get(setting.base, {})))))
     cells += [Cell(*cell[:4], None, "not_computable", cell[4]) for cell in NOT_COMPUTABLE]
     return sorted(cells, key=lambda cell: _place(cell.table))
 
@@ -91,7 +91,7 @@ def _place(table: str) -> tuple[bool, int, str]:
     return appendix is not None, int(number), letter
 
 
-def _config(setting: Setting, changed: Mapping[str, Any]) -> MViTConfig | DetectorConfig:
+def config_of(setting: Setting, changed: Mapping[str, Any]) -> MViTConfig | DetectorConfig:
     """What stands in a row; changes of its architecture come before those that the row makes."""
     fields, changes = PLAIN.get(setting.base) or DETECTORS.get(setting.base, {}), {**changed, **setting.changes}
     if setting.base in ARCHITECTURES:
