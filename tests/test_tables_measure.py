@@ -12,7 +12,7 @@ from openmvit.counting import count_detector
 from openmvit.errors import UserError
 from openmvit.measuring import in_own_process, peak_above_idle
 from openmvit.tables.compare import config_of
-from openmvit.tables.measure import PATIENCE, ROUNDS, _by_times, build, choose, make_inputs, measure_table
+from openmvit.tables.measure import PATIENCE, ROUNDS, _by_times, _share, build, choose, make_inputs, measure_table
 from openmvit.tables.measured import measured_data, measured_line, table_text
 from openmvit.tables.rows import Setting
 from openmvit.tables.speeds import SPEED_TABLES, SWIN_BASE, SpeedRow, SpeedTable
@@ -143,6 +143,16 @@ def _peaks():
 def test_peak_memory_is_that_of_the_call_and_not_of_an_earlier_one():
     large, small_one = in_own_process(_peaks)
     assert 155 < large < 180 and 35 < small_one < 60
+
+
+def test_rows_share_the_weights_that_they_have_in_common():
+    pool = {}
+    first, second = _share(build(MICRO), pool), _share(build(MICRO(relative_position="joint")), pool)
+    assert second.head.projection.weight is first.head.projection.weight
+    tables = {name for name, _ in first.named_parameters()} ^ {name for name, _ in second.named_parameters()}
+    assert tables and all("rel_pos" in name for name in tables)
+    parameters = [*first.parameters(), *second.parameters()]
+    assert {id(p) for p in pool.values()} == {id(p) for p in parameters} and len(pool) < len(parameters)
 
 
 def test_a_micro_detector_is_measured():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openmvit.config import MViTConfig
+from openmvit.config import MViTConfig, Size
 from openmvit.device import pick_device
 from openmvit.errors import UserError, did_you_mean
 from openmvit.measuring import Step, in_own_process, knows_memory, outer_deciles, peak_above_idle, seconds_of
@@ -138,7 +138,8 @@ def _peak(table: SpeedTable, row: SpeedRow, device: torch.device) -> float:
     if device.type == "cpu":
         torch.set_num_threads(1)
     model = build(row.setting).to(device).train()
-    optimizer, step = _training(model, make_inputs(table, model, device))
+    optimizer = _optimizer(model.parameters())
+    step = _training(model, make_inputs(table, model, device), optimizer)
 
     def steady() -> Tensor:
         # One step on gradients of zero leaves the state behind that every later step finds.
@@ -189,9 +190,8 @@ def make_inputs(table: SpeedTable, model: nn.Module, device: torch.device) -> In
     return [picture.to(device) for picture in pictures], targets
 
 
-def _training(model: nn.Module, inputs: Inputs) -> tuple[torch.optim.Optimizer, Step]:
-    """Forward, losses, backward and a fused AdamW update; inputs are in place."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+def _training(model: nn.Module, inputs: Inputs, optimizer: torch.optim.Optimizer) -> Step:
+    """Forward, losses, backward and an update; inputs are in place."""
     images, wanted = inputs
 
     def step() -> Tensor:
@@ -204,44 +204,58 @@ def _training(model: nn.Module, inputs: Inputs) -> tuple[torch.optim.Optimizer, 
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    return optimizer, step
+    return step
 
 
-def _step(table: SpeedTable, row: SpeedRow, quantity: Quantity, device: torch.device) -> Step:
-    model = build(row.setting).to(device).train(quantity == "train")
-    inputs = make_inputs(table, model, device)
-    if quantity == "train":
-        return _training(model, inputs)[1]
+def _optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-5, fused=True)
 
-    @torch.no_grad()
-    def answer() -> Tensor:
-        return model(inputs[0])
 
-    return answer
+def _share(model: nn.Module, pool: dict[tuple[str, Size], nn.Parameter]) -> nn.Module:
+    """Give a network the parameters of the pool that have the names and shapes of its own; the pool gets the others."""
+    for name, own in list(model.named_parameters()):
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, pool.setdefault((name, tuple(own.shape)), own))
+    return model
 
 
 def _time_rows(
     table: SpeedTable, rows: Sequence[SpeedRow], quantity: Quantity, seconds: float, device: torch.device
 ) -> dict[str, Times]:
-    """Rows take turns, forwards in one round and backwards in the next; a first call of each is not counted."""
+    """Rows take turns, forwards in one round and backwards in the next; a first call of each is not counted.
+
+    They hold the same weights where names and shapes agree, and one optimizer: ten detectors do not fit otherwise.
+    """
     found: dict[str, Times] = {}
     steps: dict[str, Step] = {}
     first: dict[str, float] = {}
-    for row in rows:
+    pool: dict[tuple[str, Size], nn.Parameter] = {}
+    models = {row.name: _share(build(row.setting), pool).to(device).train(quantity == "train") for row in rows}
+    optimizer = _optimizer(pool.values())
+    for name, model in models.items():
         try:
-            steps[row.name] = _step(table, row, quantity, device)
-            first[row.name] = seconds_of(device, steps[row.name])
+            inputs = make_inputs(table, model, device)
+            step = _training(model, inputs, optimizer) if quantity == "train" else _answering(model, inputs)
+            first[name] = seconds_of(device, step)
         except Exception as error:
             if (reason := _reason(error)) is None:
                 raise
-            found[row.name] = reason
-            steps.pop(row.name, None)
+            found[name] = reason
             continue
-        if first[row.name] > PATIENCE * seconds:
-            found[row.name] = f"a call takes {first[row.name]:.1f} s, too long for --seconds {seconds:g}"
-            del steps[row.name], first[row.name]
-    times = _take_turns(steps, seconds * len(steps) - sum(first.values()), device)
+        if first[name] > PATIENCE * seconds:
+            found[name] = f"a call takes {first[name]:.1f} s, too long for --seconds {seconds:g}"
+        else:
+            steps[name] = step
+    times = _take_turns(steps, seconds * len(steps) - sum(first[name] for name in steps), device)
     return found | times
+
+
+def _answering(model: nn.Module, inputs: Inputs) -> Step:
+    @torch.no_grad()
+    def answer() -> Tensor:
+        return model(inputs[0])
+
+    return answer
 
 
 def _take_turns(steps: dict[str, Step], seconds: float, device: torch.device) -> dict[str, Times]:
