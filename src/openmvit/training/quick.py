@@ -168,11 +168,18 @@ def _train_all(folder: Path, base: Recipe, networks: Mapping[str, MViTConfig]) -
             waiting[pool.submit(_train_one, dataclasses.replace(base, **own), log)] = name, seed
         for number, future in enumerate(as_completed(waiting), 1):
             name, seed = waiting[future]
-            found[name, seed] = future.result()
+            found[name, seed] = _score(future, folder / f"{name}-{seed}.txt")
             print(f"{number}/{len(jobs)}  {name}, seed {seed}: top-1 {found[name, seed]:.4f}", flush=True)
     finally:
         pool.shutdown(cancel_futures=True)
     return {name: tuple(found[name, seed] for seed in range(base.seed, base.seed + SEEDS)) for name in networks}
+
+
+def _score(future: Future[float], log: Path) -> float:
+    try:
+        return future.result()
+    except UserError as error:
+        raise UserError(f"The run {log.stem} failed: {error.cause.rstrip('.')}", f"See {log}") from error
 
 
 def _train_one(recipe: Recipe, log: Path) -> float:
@@ -201,7 +208,7 @@ def quick_page(
 ) -> str:
     """The page of a quick table in Markdown: command, setting, numbers, and which differences mean nothing."""
     which = f" --row {rows[0].row.name}" if len(rows) == 1 < len(table.rows) else ""
-    given = "".join(f" --{key.replace('_', '-')} {value}" for key, value in values.items())
+    given = "".join(f" --{key.replace('_', '-')} {_typed(value)}" for key, value in values.items())
     data = Path(str(recipe.data))
     train, val = (sum(len(files) for _, _, files in os.walk(data / split)) for split in ("train", "val"))
     setting = (
@@ -229,6 +236,13 @@ def quick_page(
         *(textwrap.fill(line, 120, break_on_hyphens=False) for line in verdicts(table, rows)),
     ]
     return "\n".join(lines).rstrip()
+
+
+def _typed(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _small_words(base: str) -> str:
