@@ -277,7 +277,7 @@ def test_sentences_follow_the_ranges_of_the_seeds():
     table = TABLES["attention"]
 
     def of(name: str, *scores: float) -> QuickRow:
-        return QuickRow(table.row(name), 1, 1, scores)
+        return QuickRow(table.row(name), 1, 1, scores, 1.0)
 
     rows = [of("vit_full", 0.5, 0.6, 0.7), of("vit_window", 0.3, 0.4, 0.45), of("vit_pooling", 0.7, 0.8, 0.9)]
     rows += [of("pooling_stride_8", 0.8, 0.9, 0.94), of("pooling", 0.95, 0.96, 0.97)]

@@ -75,6 +75,9 @@ _DATA = {
     "moving_digits": "clips of moving digits that the package draws",
 }
 
+Trained = tuple[float, float]
+"""Held-out top-1 of a run's last epoch, 0..1, and its seconds of processor time."""
+
 
 @dataclass(frozen=True)
 class QuickRow:
@@ -83,12 +86,14 @@ class QuickRow:
     Args:
         parameters, operations: of the small network, operations for one input.
         scores: held-out top-1 of every seed, 0..1.
+        seconds: processor time of all seeds together.
     """
 
     row: AblationRow
     parameters: int
     operations: int
     scores: tuple[float, ...]
+    seconds: float
 
     @property
     def mean(self) -> float:
@@ -118,14 +123,14 @@ def run_quick(table: Ablation, rows: Sequence[AblationRow], values: Mapping[str,
     for key in ("model", "data", "name", "resume"):
         if values.get(key) is not None:
             raise UserError(f"--quick brings its own {key}, and --{key} is given", f"Leave --{key} out")
-    start, folder = time.monotonic(), _free(Path(values.get("out_dir") or Recipe.out_dir) / "quick", table.short)
+    folder = _free(Path(values.get("out_dir") or Recipe.out_dir) / "quick", table.short)
     networks = {row.name: small_config(row) for row in rows}
     base = _recipe(next(iter(networks.values())), values)
     base = dataclasses.replace(base, data=str(_write_data(folder, networks)), out_dir=str(folder), plots=False)
     print(f"{len(rows)} rows x {SEEDS} seeds of {table.name} on {base.data}, into {folder}", flush=True)
-    scores = _train_all(folder, base, networks)
-    done = [_result(row, networks[row.name], scores[row.name]) for row in rows]
-    page = quick_page(table, done, base, dict(values), time.monotonic() - start)
+    runs = _train_all(folder, base, networks)
+    done = [_result(row, networks[row.name], runs[row.name]) for row in rows]
+    page = quick_page(table, done, base, values)
     (folder / "quick.md").write_text(page + "\n", encoding="utf-8")
     return page
 
@@ -152,60 +157,60 @@ def _write_data(folder: Path, networks: Mapping[str, MViTConfig]) -> Path:
     return write_moving_digits(folder / "moving_digits", train=_TRAIN_CLIPS)
 
 
-def _train_all(folder: Path, base: Recipe, networks: Mapping[str, MViTConfig]) -> dict[str, tuple[float, ...]]:
-    """Held-out top-1 of every row, in the order of the seeds."""
+def _train_all(folder: Path, base: Recipe, networks: Mapping[str, MViTConfig]) -> dict[str, list[Trained]]:
+    """What came out of every row, in the order of the seeds."""
     for name, config in networks.items():
         write_network(config, folder / "networks" / f"{name}.json")
     # Seed by seed, so that whatever slows the machine for a while meets all rows.
     jobs = list(itertools.product(range(base.seed, base.seed + SEEDS), networks))
-    found: dict[tuple[str, int], float] = {}
+    found: dict[tuple[str, int], Trained] = {}
     pool = ProcessPoolExecutor(min(_PROCESSES, os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn"))
     try:
-        waiting: dict[Future[float], tuple[str, int]] = {}
+        waiting: dict[Future[Trained], tuple[str, int]] = {}
         for seed, name in jobs:
             own = {"seed": seed, "name": f"{name}-{seed}", "model": str(folder / "networks" / f"{name}.json")}
             log = folder / f"{name}-{seed}.txt"
             waiting[pool.submit(_train_one, dataclasses.replace(base, **own), log)] = name, seed
         for number, future in enumerate(as_completed(waiting), 1):
             name, seed = waiting[future]
-            found[name, seed] = _score(future, folder / f"{name}-{seed}.txt")
-            print(f"{number}/{len(jobs)}  {name}, seed {seed}: top-1 {found[name, seed]:.4f}", flush=True)
+            found[name, seed] = _outcome(future, folder / f"{name}-{seed}.txt")
+            print(f"{number}/{len(jobs)}  {name}, seed {seed}: top-1 {found[name, seed][0]:.4f}", flush=True)
     finally:
         pool.shutdown(cancel_futures=True)
-    return {name: tuple(found[name, seed] for seed in range(base.seed, base.seed + SEEDS)) for name in networks}
+    return {name: [found[name, seed] for seed in range(base.seed, base.seed + SEEDS)] for name in networks}
 
 
-def _score(future: Future[float], log: Path) -> float:
+def _outcome(future: Future[Trained], log: Path) -> Trained:
     try:
         return future.result()
     except UserError as error:
         raise UserError(f"The run {log.stem} failed: {error.cause.rstrip('.')}", f"See {log}") from error
 
 
-def _train_one(recipe: Recipe, log: Path) -> float:
-    """Held-out top-1 after the last epoch, in a process with one thread; what the run says goes to a file."""
+def _train_one(recipe: Recipe, log: Path) -> Trained:
+    """Train in this process with one thread; what the run says goes to a file."""
     import torch
 
     from openmvit.training.run import train
 
     # The layers are so small that several threads would mostly wait for each other.
     torch.set_num_threads(1)
+    start = time.process_time()
     with log.open("w", encoding="utf-8") as stream, contextlib.redirect_stdout(stream):
         run = train(recipe)
     with (run / "results.csv").open(newline="", encoding="utf-8") as file:
-        return float(list(csv.DictReader(file))[-1]["top1"])
+        return float(list(csv.DictReader(file))[-1]["top1"]), time.process_time() - start
 
 
-def _result(row: AblationRow, config: MViTConfig, scores: tuple[float, ...]) -> QuickRow:
+def _result(row: AblationRow, config: MViTConfig, runs: list[Trained]) -> QuickRow:
     from openmvit.counting import count_classifier
 
     cost = count_classifier(config).total
-    return QuickRow(row, cost.parameters, cost.operations, scores)
+    scores, seconds = zip(*runs, strict=True)
+    return QuickRow(row, cost.parameters, cost.operations, scores, sum(seconds))
 
 
-def quick_page(
-    table: Ablation, rows: Sequence[QuickRow], recipe: Recipe, values: Mapping[str, Any], seconds: float
-) -> str:
+def quick_page(table: Ablation, rows: Sequence[QuickRow], recipe: Recipe, values: Mapping[str, Any]) -> str:
     """The page of a quick table in Markdown: command, setting, numbers, and which differences mean nothing."""
     which = f" --row {rows[0].row.name}" if len(rows) == 1 < len(table.rows) else ""
     given = "".join(f" --{key.replace('_', '-')} {_typed(value)}" for key, value in values.items())
@@ -214,7 +219,8 @@ def quick_page(
     setting = (
         f"The paper asks: {table.question} Here each row is trained on {_DATA[data.name]} ({train} to train on, {val} "
         f"held out) for {recipe.epochs} epochs with {SEEDS} seeds, {_PROCESSES} runs at a time with one thread each, "
-        f"{seconds / 60:.1f} minutes in all. {' '.join(_small_words(base) for base in _bases(rows))} {table.quick}"
+        f"{sum(own.seconds for own in rows) / 60:.0f} minutes of processor time in all. "
+        f"{' '.join(_small_words(base) for base in _bases(rows))} {table.quick}"
     )
     caution = (
         f"Top-1 in percent, of the last epoch; one held-out sample is {100 / val:.2f}. The task is another one and far "
