@@ -52,7 +52,8 @@ def table_text(table: SpeedTable, found: Sequence[Measurement]) -> str:
     inputs = f"Inputs of {size}, batch {table.batch}; ratios to row `{table.reference}`."
     start = f"## Table {table.name}. {table.title}\n\n{inputs}"
     agreements = [_agreement(quantity, found) for quantity in table.quantities]
-    notes = [f"{row.name}: {row.note}." for row in table.rows if row.note and row.setting is not None]
+    told = dict.fromkeys(row.note for row in table.rows if row.note and row.setting is not None)
+    notes = [f"{', '.join(row.name for row in table.rows if row.note == note)}: {note}." for note in told]
     remarks = [f"- {remark}" for remark in (*agreements, *table.remarks, *notes)]
     return "\n".join([start, "", *lines, "", *remarks, ""])
 
