@@ -16,7 +16,7 @@ from openmvit.tables.compare import config_of
 from openmvit.tables.rows import NOT_COMPUTABLE, ROWS
 from openmvit.tables.rows import PLAIN as PLAIN_OF_TABLES
 from openmvit.training.ablation import PLAIN, is_ablation, listing, load_ablation, row_recipe
-from openmvit.training.quick import SMALL, QuickRow, small_config, verdicts
+from openmvit.training.quick import SMALL, QuickRow, quick_page, small_config, verdicts
 from openmvit.training.recipe import Recipe
 from openmvit.training.recipe_file import find_recipe, list_ablations, load_recipe, recipe_header
 
@@ -286,3 +286,21 @@ def test_sentences_follow_the_ranges_of_the_seeds():
         "Outside the spread of the seeds: `vit_window` (-21.7) against `vit_full`.",
         "Outside the spread of the seeds: `pooling_stride_8` (-8.0) against `pooling`.",
     ]
+
+
+def test_page_says_what_was_trained_for_how_long(tmp_path):
+    table = TABLES["attention"]
+    for place in ("train/0", "train/1", "val/0"):
+        (tmp_path / "digits" / place).mkdir(parents=True)
+        (tmp_path / "digits" / place / "a.png").touch()
+    rows = [QuickRow(row, 1000, 2_000_000, (0.5, 0.6, 0.7), 60.0) for row in table.rows]
+    recipe = Recipe(data=str(tmp_path / "digits"), epochs=3)
+    page = " ".join(quick_page(table, rows, recipe, {}).split())
+    assert "(2 to train on, 1 held out) for 3 epochs (vit_base 8) with 3 seeds" in page
+    assert "9 minutes of processor time" in page and "6 blocks from 64 channels on, on 8x8 tokens" in page
+    assert "| pooling (default) | 83.6 | 1,000 | 2.00 | 60.0 | 50.0 .. 70.0 |" in page
+    page = quick_page(table, rows[:1], recipe, {"epochs": 4, "plots": False, "betas": (0.9, 0.99)})
+    assert (
+        "`openmvit train ablation/attention --quick --row vit_full --epochs 4 --plots false --betas 0.9,0.99`" in page
+    )
+    assert "vit_base 8" not in page
