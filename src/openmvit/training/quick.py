@@ -221,11 +221,12 @@ def quick_page(table: Ablation, rows: Sequence[QuickRow], recipe: Recipe, values
     given = "".join(f" --{key.replace('_', '-')} {_typed(value)}" for key, value in values.items())
     data = Path(str(recipe.data))
     train, val = (sum(len(files) for _, _, files in os.walk(data / split)) for split in ("train", "val"))
+    minutes = sum(own.seconds for own in rows) / 60
     longer = [f"{base} {_EPOCHS[base]}" for base in _bases(rows) if base in _EPOCHS and "epochs" not in values]
     setting = (
         f"The paper asks: {table.question} Here each row is trained on {_DATA[data.name]} ({train} to train on, {val} "
         f"held out) for {recipe.epochs} epochs{f' ({longer[0]})' if longer else ''} with {SEEDS} seeds, {_PROCESSES} "
-        f"runs at a time with one thread each, {sum(own.seconds for own in rows) / 60:.0f} minutes of processor time in all. "
+        f"runs at a time with one thread each, {minutes:.0f} minutes of processor time in all. "
         f"{' '.join(_small_words(base) for base in _bases(rows))} {table.quick}"
     )
     caution = (
