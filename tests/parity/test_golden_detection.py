@@ -11,8 +11,8 @@ from parity.golden_detection import FOLDER, NAMES, compare, load
 @pytest.mark.parametrize("name", NAMES)
 def test_recorded_detector_is_met(name):
     found = compare(name)
-    # A quarter to a hundredth of what the README allows: 1e-4, 0.02 px, 2e-4, 2e-3, 99.9 %, 1e-3, 5e-3. Rounding differs
-    # by the number of threads: gradients have been seen at 4e-6 and at 9e-6.
+    # A quarter to a hundredth of what the README allows: 1e-4, 0.02 px, 2e-4, 2e-3, 99.9 %, 1e-3, 5e-3.
+    # Rounding differs by the number of threads: gradients have been seen at 4e-6 and at 9e-6.
     assert found.features <= 2e-5, found
     # Both are as far from exact arithmetic: nothing but rounding lies between them.
     assert found.ours <= 2 * found.recorded, found
