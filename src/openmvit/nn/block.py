@@ -27,7 +27,7 @@ class Mlp(nn.Module):
         """`[..., dim] -> [..., dim_out]`."""
         hidden = self.fc1(x)
         # A traced graph shows the layers themselves to those who count or export it.
-        if hidden.requires_grad and type(self.fc2) is nn.Linear and not torch.jit.is_tracing():
+        if hidden.requires_grad and type(self.fc2) is nn.Linear and not torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             return _GeluLinear.apply(hidden, self.fc2.weight, self.fc2.bias)
         return self.fc2(self.act(hidden))
 
