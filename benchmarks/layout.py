@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openmvit.benchmark import processor
 from openmvit.config import MViTConfig, Size
+from openmvit.measuring import processor
 from openmvit.model import MViT
 from openmvit.nn.block import MultiscaleBlock
 from openmvit.nn.position import relative_rows
