@@ -157,7 +157,7 @@ class MViT(nn.Module):
         if x.dim() != c.ndim + 2 or x.shape[1] != c.in_chans:
             raise UserError(f"The model got an input of shape {list(x.shape)}", f"Give {wanted}")
         small = any(n < s for n, s in zip(x.shape[-2:], c.patch_stride[-2:], strict=True))
-        if small or min(stem_grid(c, tuple(x.shape[2:]))) < 1:
+        if small or any(n < 1 for n in stem_grid(c, tuple(x.shape[2:]))):
             smallest = " x ".join(map(str, c.patch_stride[-2:]))
             raise UserError(f"The input {list(x.shape)} is smaller than one patch", f"Give at least {smallest} pixels")
 

@@ -13,6 +13,7 @@ from openmvit.config import BlockConfig, Size
 from openmvit.nn.grid import each, merge, partition, same_region
 from openmvit.nn.pooling import TokenPool
 from openmvit.nn.relative import key_indicators, key_terms, query_terms, value_term, write_out
+from openmvit.nn.symbolic import is_symbolic
 
 Tokens = tuple[Tensor, Tensor | None]
 
@@ -112,7 +113,7 @@ class MultiscaleAttention(nn.Module):
         if shifted:
             mask = same_region(grid, sides, k_sides, q.device)
         cut = partition(q, sides, shifted), partition(k, k_sides, shifted), partition(v, k_sides, shifted)
-        out = self._attend_grid(*cut, windows=len(cut[0]) // len(q), mask=mask)
+        out = self._attend_grid(*cut, windows=cut[0].shape[0] // q.shape[0], mask=mask)
         return merge(out, sides, grid, shifted)
 
     def _attend_grid(
@@ -135,7 +136,8 @@ class MultiscaleAttention(nn.Module):
         of_queries, of_keys = self._terms(q, k)
         rows = q.flatten(1, -3), _rows(k_cls, k), _rows(v_cls, v)
         scores = windows * c.num_heads * rows[0].shape[1] * rows[1].shape[1]
-        if of_queries and mask is None and c.fits_channels and scores > MOST_SCORES:
+        large = not is_symbolic(scores) and scores > MOST_SCORES
+        if of_queries and mask is None and c.fits_channels and large:
             position = key_indicators(k_grid, c.relative_groups, k)
             return attend_in_channels(*rows, of_queries, position).unflatten(1, q_grid)
         bias = write_out(of_queries, of_keys, c.relative_groups, q_grid, k_grid) if of_queries or of_keys else None

@@ -7,10 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openmvit.config import Size
+from openmvit.nn.symbolic import is_symbolic, symbolic_resize
 
 
 def resize_table(table: Tensor, length: int) -> Tensor:
     """Relative table `[L, c]` resampled linearly to `[length, c]`, as the authors do at run time and at load."""
+    if is_symbolic(length):
+        return symbolic_resize(table, length)
     if table.shape[0] == length:
         return table
     return F.interpolate(table.T[None], size=length, mode="linear", align_corners=False)[0].T
@@ -21,7 +24,7 @@ def resize_grid(table: Tensor, grid: Size) -> Tensor:
 
     Linear on one axis, bicubic on two, trilinear on three.
     """
-    if table.shape[1:-1] == grid:
+    if not is_symbolic(*grid) and table.shape[1:-1] == grid:
         return table
     mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(grid)]
     return F.interpolate(table.movedim(-1, 1), size=grid, mode=mode, align_corners=False).movedim(1, -1)

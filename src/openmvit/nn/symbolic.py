@@ -1,0 +1,34 @@
+"""Positions where the sizes of a traced graph are symbols: integer arithmetic, gather and lerp, and no decision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def is_symbolic(*sizes: int) -> bool:
+    """Whether one of the sizes is left open; only an export has such sizes, `torch.compile` shows plain integers."""
+    return any(isinstance(n, torch.SymInt) for n in sizes)
+
+
+def symbolic_index(q_size: int, k_size: int, device: torch.device) -> Tensor:
+    """`relative_index` for sizes of which one divides the other, whatever they are; `[Q, K]` int64."""
+    q_ratio, k_ratio = torch.sym_max(k_size // q_size, 1), torch.sym_max(q_size // k_size, 1)
+    i = torch.arange(q_size, device=device)[:, None]
+    j = torch.arange(k_size, device=device)[None, :]
+    return i * q_ratio - j * k_ratio + (k_size - 1) * k_ratio
+
+
+def symbolic_resize(table: Tensor, length: int) -> Tensor:
+    """`resize_table` to a length that is a symbol: `[L, c]` -> `[length, c]`.
+
+    Place (i + 1/2) L / length - 1/2 of the table is counted in parts of 1 / (2 length), so that nothing but the weight
+    of the lerp is rounded.
+    """
+    rows = table.shape[0]
+    i = torch.arange(length, device=table.device)
+    parts = ((2 * i + 1) * rows - length).clamp(min=0)
+    below = torch.div(parts, 2 * length, rounding_mode="floor")
+    weight = (parts - below * (2 * length)).to(table.dtype) / (2 * length)
+    above = (below + 1).clamp(max=rows - 1)
+    return torch.lerp(table[below], table[above], weight[:, None])
