@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"nn", "config"},
     {"model", "architectures", "convert", "data", "evaluation"}
     | {"report", "drawing", "device", "processes", "measuring"},
-    {"detection", "action", "checkpoint"},
+    {"detection", "action", "checkpoint", "exported"},
     {"weights", "counting"},
     {"zoo"},
     {"validate", "predict", "export", "explain", "hub", "doctor", "info", "bottleneck"},

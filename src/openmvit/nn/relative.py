@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openmvit.config import Size
 from openmvit.nn.position import resize_grid, resize_table
-from openmvit.nn.symbolic import is_symbolic, symbolic_index
+from openmvit.nn.symbolic import is_symbolic, larger, symbolic_index
 
 Groups = tuple[tuple[int, ...], ...]
 # Letters of einsum for the axes of queries and keys; b, h and c are batch, heads and channels.
@@ -49,7 +49,7 @@ def _cached_index(q_size: int, k_size: int, device: torch.device) -> Tensor:
 
 def relative_rows(table: Tensor, q_sizes: Size, k_sizes: Size) -> Tensor:
     """Embedding of every query and key position: `[*lengths, c]` -> `[*q_sizes, *k_sizes, c]`; resized to fit."""
-    lengths = tuple(2 * torch.sym_max(q, k) - 1 for q, k in zip(q_sizes, k_sizes, strict=True))
+    lengths = tuple(2 * larger(q, k) - 1 for q, k in zip(q_sizes, k_sizes, strict=True))
     if len(lengths) == 1:
         return resize_table(table, lengths[0])[_index(q_sizes[0], k_sizes[0], table.device)]
     places, ndim = [], len(lengths)

@@ -11,9 +11,14 @@ def is_symbolic(*sizes: int) -> bool:
     return any(isinstance(n, torch.SymInt) for n in sizes)
 
 
+def larger(a: int, b: int) -> int:
+    """The larger of two sizes, without a decision where they are symbols."""
+    return torch.sym_max(a, b)  # pyright: ignore[reportReturnType]
+
+
 def symbolic_index(q_size: int, k_size: int, device: torch.device) -> Tensor:
     """`relative_index` for sizes of which one divides the other, whatever they are; `[Q, K]` int64."""
-    q_ratio, k_ratio = torch.sym_max(k_size // q_size, 1), torch.sym_max(q_size // k_size, 1)
+    q_ratio, k_ratio = larger(k_size // q_size, 1), larger(q_size // k_size, 1)
     i = torch.arange(q_size, device=device)[:, None]
     j = torch.arange(k_size, device=device)[None, :]
     return i * q_ratio - j * k_ratio + (k_size - 1) * k_ratio

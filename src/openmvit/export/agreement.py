@@ -1,0 +1,38 @@
+"""Whether an exported file computes what the network computes."""
+
+from __future__ import annotations
+
+import torch
+
+from openmvit.errors import UserError
+from openmvit.export.formats import Runner
+from openmvit.export.plan import Plan
+
+TOLERANCE = 1e-4
+"""Largest accepted difference, relative to the largest value of the output."""
+
+
+@torch.no_grad()
+def check_agreement(plan: Plan, run: Runner) -> float:
+    """The worst relative difference over all probes.
+
+    Raises:
+        UserError: if one is beyond the tolerance, or the file refuses a probe.
+    """
+    worst = 0.0
+    for probe in plan.probes:
+        sizes = " and ".join(" x ".join(map(str, x.shape)) for x in probe)
+        try:
+            found = run(probe)
+        except Exception as error:
+            words = " ".join(str(error).split())[:200]
+            raise UserError(f"The exported graph fails at {sizes} ({words})", "Try --fixed; no file is left") from error
+        difference = plan.difference(plan.expected(probe), found)
+        # Written so that a difference that is no number counts as a failure.
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"The exported graph differs by {difference:.1e} of the output at {sizes}",
+                "Try --fixed or --format torch; no file is left",
+            )
+        worst = max(worst, difference)
+    return worst

@@ -1,0 +1,117 @@
+"""Files of the two formats: how a plan becomes one, and how one is run again."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from openmvit.checkpoint import FORMAT, HEADER
+from openmvit.errors import UserError
+from openmvit.export.plan import Inputs, Outputs, Plan, as_outputs
+from openmvit.exported import INSTALL, open_session
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+_LIMIT = 2**31 - 2**24
+"""Bytes of the largest message of protobuf, less room for the graph."""
+Runner = Callable[[Inputs], Outputs]
+
+
+@torch.no_grad()
+def trace(plan: Plan) -> ExportedProgram:
+    """The program of a plan.
+
+    Raises:
+        UserError: if the network decides something by its input's size, so that no program has it open.
+    """
+    try:
+        with _quiet():
+            return torch.export.export(plan.module, plan.inputs, dynamic_shapes=plan.dynamic, strict=False)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"This network cannot be traced ({first[:200]})", "Try --fixed") from error
+
+
+def write_program(plan: Plan, program: ExportedProgram, path: Path) -> None:
+    """A file for `torch.export.load`; the card is its extra file `openmvit`."""
+    torch.export.save(program, path, extra_files={HEADER: card_text(plan.card)})
+
+
+def write_onnx(plan: Plan, program: ExportedProgram, path: Path) -> None:
+    """One ONNX file with weights inside; the card is its metadata `openmvit`.
+
+    Raises:
+        UserError: if the exporter is not installed, or the weights are more than one file can hold.
+    """
+    size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+    if size > _LIMIT:
+        raise UserError(
+            f"The weights have {size / 2**30:.1f} GiB and one ONNX file holds 2", "Export with --format torch"
+        )
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"Writing ONNX needs {error.name}", INSTALL) from error
+    options: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
+    options |= {"input_names": list(plan.names[0]), "output_names": list(plan.names[1])}
+    with _quiet():
+        made = torch.onnx.export(program, (), None, **options)
+    assert made is not None
+    model = made.model_proto
+    # What the exporter says of shapes inside the graph is in symbols without meaning, and in the way of quantisation.
+    del model.graph.value_info[:]
+    for values, axes in ((model.graph.input, plan.axes[0]), (model.graph.output, plan.axes[1])):
+        for value, named in zip(values, axes, strict=True):
+            for axis, name in named.items():
+                value.type.tensor_type.shape.dim[axis].dim_param = name
+    write_card(model, plan.card)
+    onnx.save(model, str(path))
+
+
+def write_card(model: Any, card: dict[str, Any]) -> None:
+    """Put a card in the metadata of an ONNX model, in place of the one that is there."""
+    kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != HEADER]
+    del model.metadata_props[:]
+    for key, value in [*kept, (HEADER, card_text(card))]:
+        model.metadata_props.add(key=key, value=value)
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """A card as the text that stands in a file."""
+    return json.dumps({"format": FORMAT, **card})
+
+
+def open_file(path: Path, form: str) -> Runner:
+    """The written file as a function of its inputs."""
+    if form == "torch":
+        with torch.no_grad():
+            module = torch.export.load(path).module()
+        return lambda inputs: as_outputs(module(*inputs))
+    session = open_session(path)
+    names = [value.name for value in session.get_inputs()]
+
+    def run(inputs: Inputs) -> Outputs:
+        found = session.run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)})
+        return [torch.from_numpy(value) for value in found]
+
+    return run
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's talk of its own progress, which goes to every stream."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
