@@ -26,8 +26,9 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., dim] -> [..., dim_out]`."""
         hidden = self.fc1(x)
-        # A traced graph shows the layers themselves to those who count or export it.
-        if hidden.requires_grad and type(self.fc2) is nn.Linear and not torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        # A traced graph shows the layers themselves to those who count, compile or export it.
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        if hidden.requires_grad and type(self.fc2) is nn.Linear and not traced:
             return _GeluLinear.apply(hidden, self.fc2.weight, self.fc2.bias)
         return self.fc2(self.act(hidden))
 
