@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ def open_session(path: str | Path) -> Any:
 
 
 class ExportedNetwork(nn.Module):
-    """A graph on the CPU that takes and gives tensors; `to`, `eval` and `train` change nothing.
+    """A graph that runs on the CPU and takes and gives tensors.
 
     Args:
         path: of the file.
@@ -48,14 +48,22 @@ class ExportedNetwork(nn.Module):
         card: what the file says of itself.
     """
 
-    device = torch.device("cpu")
-
     def __init__(self, path: Path, session: Any, card: dict[str, Any]) -> None:
         super().__init__()
         self.path, self.card, self._session = path, card, session
         self.inputs = {value.name: tuple(value.shape) for value in session.get_inputs()}
         """Shape of every input by name; an open axis has a word."""
         self.eval()
+
+    def on(self, device: str) -> Self:
+        """Itself, if the user's word for a device is `auto` or `cpu`.
+
+        Raises:
+            UserError: if it is another.
+        """
+        if device not in ("auto", "cpu"):
+            raise UserError(f"{self.path} runs on the CPU and the device is {device}", "Leave it out, or name the run")
+        return self
 
     def run(self, *inputs: Tensor) -> list[Tensor]:
         """The graph's outputs.

@@ -17,6 +17,7 @@ from openmvit import __version__
 from openmvit.cli import data
 from openmvit.cli.ablation import find_table, train_table
 from openmvit.cli.arguments import STDOUT, Arguments, parse
+from openmvit.cli.export import ExportOptions, export
 from openmvit.cli.options import (
     BenchOptions,
     CheckOptions,
@@ -255,6 +256,7 @@ VERBS: dict[str, Verb] = {
         PredictOptions,
         ("target", "sources+"),
     ),
+    "export": Verb("write a network as an ONNX file or a program of torch.export", export, ExportOptions, ("target",)),
     "convert": Verb("turn weights of another project into our file", _convert, ConvertOptions, ("file",)),
     "models": Verb("list architectures and released weights", _models, JsonOption, ("pattern?",)),
     "info": Verb("show a network block by block, or what it costs", _info, InfoOptions, ("target",)),

@@ -12,6 +12,7 @@ from openmvit.export.agreement import check_agreement
 from openmvit.export.classifiers import plan_classifier
 from openmvit.export.formats import SUFFIXES, open_file, trace, write_onnx, write_program
 from openmvit.export.plan import Plan
+from openmvit.export.quantise import quantise
 from openmvit.model import MViT
 from openmvit.zoo import load_model
 
@@ -43,6 +44,7 @@ def export(
     *,
     imgsz: int | None = None,
     fixed: bool = False,
+    int8: bool = False,
 ) -> Exported:
     """Write a run, file or released model as a graph, and compare that with the network on random inputs.
 
@@ -53,29 +55,35 @@ def export(
         out: file to write; default: beside the weights, or NAME.onnx for a model's name.
         imgsz: side of the input in pixels; default: that of the preprocessing.
         fixed: no other size than this, tables of positions written as constants.
+        int8: matrix products in 8 bits, in a file NAME.int8.onnx; the comparison is that of the graph before.
     Raises:
         UserError: if the target cannot be loaded or traced, the file exists, or it does not agree with the network
             to 1e-4 of the largest output. No file is left then.
     """
     if format not in SUFFIXES:
         raise UserError(f"The format is {format!r}", did_you_mean(format, SUFFIXES))
-    path = file_for(target, SUFFIXES[format], out)
+    if int8 and format != "onnx":
+        raise UserError("int8 is given and the format is torch", "Accepted with it: onnx")
+    path = file_for(target, (".int8" if int8 else "") + SUFFIXES[format], out)
     network, card = load_model(target)
     if not isinstance(network, MViT):
         raise UserError("Detectors cannot be exported yet", "Give a classifier")
-    return write(plan_classifier(network, card, imgsz, fixed), format, path)
+    return write(plan_classifier(network, card, imgsz, fixed), format, path, int8)
 
 
-def file_for(target: str | Path, suffix: str, out: str | Path | None) -> Path:
+def file_for(target: str | Path, ending: str, out: str | Path | None) -> Path:
     """The file to write.
 
     Raises:
-        UserError: if it exists, or has another ending.
+        UserError: if it exists, or `out` has another suffix than the ending.
     """
-    local = Path(target).exists()
-    path = Path(out) if out is not None else (find(target) if local else Path(Path(target).name)).with_suffix(suffix)
-    if out is None and not local:
-        path = Path(f"{Path(target).name}{suffix}")
+    suffix = Path(ending).suffix or ending
+    if out is not None:
+        path = Path(out)
+    elif Path(target).exists():
+        path = find(target).with_suffix(ending)
+    else:
+        path = Path(Path(target).name + ending)
     if path.suffix != suffix:
         raise UserError(f"{path} would be a {suffix} file under another name", f"End the name with {suffix}")
     if path.exists():
@@ -83,20 +91,25 @@ def file_for(target: str | Path, suffix: str, out: str | Path | None) -> Path:
     return path
 
 
-def write(plan: Plan, form: str, path: Path) -> Exported:
+def write(plan: Plan, form: str, path: Path, int8: bool = False) -> Exported:
     """Write the file under another name, compare, and rename it once it agrees.
 
     Raises:
         UserError: see `export`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    part, small = (path.with_name(f"{path.stem}.{word}{path.suffix}") for word in ("part", "part8"))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         (write_program if form == "torch" else write_onnx)(plan, trace(plan), part)
         worst = check_agreement(plan, open_file(part, form))
+        if int8:
+            card = plan.card | {"export": plan.card["export"] | {"precision": "int8"}}
+            quantise(part, small, card)
+            small.replace(part)
         part.replace(path)
     except OSError as error:
         raise UserError(f"Cannot write {path} ({error.strerror})", "Choose another file with --out") from error
     finally:
         part.unlink(missing_ok=True)
+        small.unlink(missing_ok=True)
     return Exported(path, plan.note, len(plan.probes), worst)

@@ -15,6 +15,7 @@ from torch import Tensor
 from openmvit.data.video_reader import VideoDecodeError
 from openmvit.device import pick_device
 from openmvit.errors import UserError
+from openmvit.exported import ExportedClassifier
 from openmvit.model import MViT
 from openmvit.predict.answers import Prediction, Window, predictions_csv, predictions_text
 from openmvit.predict.clips import ClipKind
@@ -22,7 +23,7 @@ from openmvit.predict.drawing import draw_labels
 from openmvit.predict.images import ImageKind
 from openmvit.predict.sources import ClassifiedKind, Kind, Look, Source, ahead, expand, names_of
 from openmvit.predict.windows import View
-from openmvit.zoo import load_model
+from openmvit.zoo import load_network
 
 _THREADS = 8
 OnWindow = Callable[[str, Window], None] | None
@@ -65,7 +66,7 @@ class AnyPredictor(Protocol):
 
 
 def load(target: str | Path, device: str = "auto", classes: str | Path | None = None) -> AnyPredictor:
-    """A predictor from a run folder, a weight file or the name of a model with released weights.
+    """A predictor from a run folder, a weight file, an exported ONNX file or a model's name with released weights.
 
     Its `predict(sources)` gives a `Prediction` per source for classifiers, a `Detection` per picture for detectors.
 
@@ -76,7 +77,9 @@ def load(target: str | Path, device: str = "auto", classes: str | Path | None = 
         UserError: if there is no such target or device.
     """
     place = pick_device(device)
-    model, card = load_model(target, classes)
+    model, card = load_network(target, classes)
+    if isinstance(model, ExportedClassifier):
+        return Predictor(model.on(device), card)
     if isinstance(model, MViT):
         return Predictor(model.to(place), card)
     from openmvit.predict.detection import DetectionPredictor
@@ -96,10 +99,11 @@ class Predictor:
 
     options: ClassVar[frozenset[str]] = frozenset({"top", "batch", "timeline", "hop", "seconds", "on_window"})
 
-    def __init__(self, model: MViT, card: dict[str, Any]) -> None:
+    def __init__(self, model: MViT | ExportedClassifier, card: dict[str, Any]) -> None:
         if not model.config.num_classes:
             raise UserError("This network has no classifier", "Give a network that was trained on classes")
-        self.model, self.card = model.eval(), card
+        self.model: MViT | ExportedClassifier = model.eval()
+        self.card = card
         self.kind: ClassifiedKind = ImageKind(card) if model.config.ndim == 2 else ClipKind(card)
         self.multilabel = bool(card.get("multilabel", False))
         names = tuple(str(name) for name in card.get("classes") or ())
@@ -108,7 +112,7 @@ class Predictor:
     @property
     def device(self) -> torch.device:
         """Where the network lies."""
-        return next(self.model.parameters()).device
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     def predict(
         self,

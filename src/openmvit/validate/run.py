@@ -19,11 +19,12 @@ from openmvit.data.samples import LabelledData, SampleTable
 from openmvit.device import pick_device
 from openmvit.errors import UserError
 from openmvit.evaluation.classification import ClassificationScores, MultiLabelScores
+from openmvit.exported import ExportedClassifier
 from openmvit.model import MViT
 from openmvit.validate.heldout import as_held_out, open_data, split_of
 from openmvit.validate.protocols import ClipProtocol, ImageProtocol, TestProtocol, ViewOrder
 from openmvit.validate.scoring import Evaluation, evaluate, over_processes
-from openmvit.zoo import load_model
+from openmvit.zoo import load_network
 
 # Networks trained on the joined ImageNet-21K list have the classes of ImageNet-1K first.
 _JOINED_CLASSES, _FIRST_CLASSES = 19168, 1000
@@ -41,7 +42,7 @@ def validate(
     device: str = "auto",
     **options: Any,
 ) -> dict[str, Any]:
-    """Score a run, file or released model; the result holds the scores and a row per class.
+    """Score a run, a file of weights, an exported ONNX file or a released model: the scores and a row per class.
 
     Of classifiers the scores are `top1` and `top5` (or `mAP`), of detectors `box` and `mask` with COCO's 12 numbers.
     Under torchrun every process calls it: each scores its share of the samples, every sample once, and all get the
@@ -60,8 +61,10 @@ def validate(
     if (batch is not None and batch < 1) or workers < 0:
         raise UserError(f"batch is {batch} and workers is {workers}", "Accepted: at least 1, and at least 0")
     place = _place(device)
-    model, card = load_model(target)
-    if not isinstance(model, MViT):
+    model, card = load_network(target)
+    if isinstance(model, ExportedClassifier):
+        model, place = model.on(device), torch.device("cpu")
+    elif not isinstance(model, MViT):
         from openmvit.validate.detection import validate_detector
 
         annotated = as_held_out(open_data(open_detection, card, data), target, card, data)
@@ -74,7 +77,7 @@ def validate(
 
 
 def _validate_classifier(
-    model: MViT,
+    model: MViT | ExportedClassifier,
     card: Mapping[str, Any],
     protocol: TestProtocol,
     labelled: LabelledData,
@@ -100,7 +103,7 @@ def _for_classifier(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _score(
-    model: MViT,
+    model: MViT | ExportedClassifier,
     protocol: TestProtocol,
     multilabel: bool,
     samples: tuple[SampleTable, tuple[str, ...]],

@@ -12,6 +12,7 @@ from openmvit.checkpoint import find, load_weights, read, read_model, save
 from openmvit.config import MViTConfig
 from openmvit.convert.inflation import Inflation, inflate
 from openmvit.errors import UserError, did_you_mean
+from openmvit.exported import SUFFIX, ExportedClassifier, open_exported
 from openmvit.model import FeatureMaps, MViT
 from openmvit.weights import WeightCard, Weights, card_of_file, cards, fetch, find_card, locate, read_weights
 from openmvit.zoo.classes import class_names
@@ -155,6 +156,8 @@ def load_model(target: str | Path, classes: str | Path | None = None) -> tuple[M
         UserError: if there is no such run, file or model.
     """
     text = str(target)
+    if Path(text).suffix in (SUFFIX, ".pt2"):
+        raise UserError(f"{text} is an exported graph and holds no network", "Name the run or the weights instead")
     base, _, tag = text.partition(".")
     named = base in (*ARCHITECTURES, *DETECTORS) and not Path(target).exists()
     if not named and not Path(target).exists() and not any(sign in text for sign in "/.:"):
@@ -174,6 +177,24 @@ def load_model(target: str | Path, classes: str | Path | None = None) -> tuple[M
     if classes is not None:
         card["classes"] = class_names(model.config.num_classes, path, file=classes)[0]
     return model, card
+
+
+def load_network(
+    target: str | Path, classes: str | Path | None = None
+) -> tuple[MViT | Detector | ExportedClassifier, dict[str, Any]]:
+    """What `load_model` takes, or an ONNX file of `openmvit export`: all that `val` and `predict` run.
+
+    Raises:
+        UserError: see `load_model`; or if the file is damaged, or has no card.
+    """
+    if Path(target).suffix != SUFFIX:
+        return load_model(target, classes)
+    path = locate(str(target)) or find(target)
+    session, card = open_exported(path)
+    network = ExportedClassifier(path, session, card)
+    if classes is not None:
+        card["classes"] = class_names(network.config.num_classes, path, file=classes)[0]
+    return network, card
 
 
 def _holds_detector(state: Mapping[str, Any], card: Mapping[str, Any] | None) -> bool:

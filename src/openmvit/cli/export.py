@@ -1,0 +1,57 @@
+"""The verb `export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from openmvit.cli.arguments import Arguments
+from openmvit.errors import UserError
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of export."""
+
+    format: Literal["onnx", "torch"] = "onnx"
+    """onnx, or torch: a program for torch.export.load."""
+    out: str | None = None
+    """File to write; default: beside the weights, or NAME.onnx for a model's name."""
+    imgsz: int | None = None
+    """Side of the input in pixels; default: the model's. With a side that the strides do not divide (32 for most), the
+    graph takes this size only."""
+    fixed: bool = False
+    """Take this size only; tables of positions are written as constants."""
+    int8: bool = False
+    """Matrix products in 8 bits; prints what that costs on the data."""
+    data: str | None = None
+    """With --int8: data to score before and after, as for val; default: the run's own."""
+    split: Literal["val", "test", "train", "all"] = "val"
+    """With --int8: part of the data to score."""
+    workers: int = 2
+    """With --int8: processes that load data."""
+
+
+def export(given: Arguments) -> int:
+    """Write a network as a graph; with `int8` score it before and after."""
+    from openmvit.export import export as write
+
+    options = given.options()
+    scoring = {key: options.pop(key) for key in ("data", "split", "workers")}
+    if not options["int8"] and (alone := next((key for key in scoring if key in given.flags), None)):
+        raise UserError(f"--{alone} is for the scores of --int8", "Add --int8, or leave it out")
+    done = write(given.positional["target"], **options)
+    print(done)
+    if options["int8"]:
+        print(_scores(given.positional["target"], str(done.path), scoring))
+    return 0
+
+
+def _scores(target: str, file: str, scoring: dict[str, Any]) -> str:
+    """What the data say of the network and of its 8-bit file."""
+    from openmvit.validate import validate
+
+    found = {kind: validate(place, device="cpu", **scoring) for kind, place in (("fp32", target), ("int8", file))}
+    metric = "top1" if "top1" in found["fp32"] else "mAP"
+    scores = " ".join(f"{kind}={result[metric]:.4f}" for kind, result in found.items())
+    return f"int8 {metric} {scores} samples={found['int8']['samples']}"
