@@ -36,7 +36,8 @@ def trace(plan: Plan) -> ExportedProgram:
             return torch.export.export(plan.module, plan.inputs, dynamic_shapes=plan.dynamic, strict=False)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"This network cannot be traced ({first[:200]})", "Try --fixed") from error
+        fix = "Try --fixed" if any(len(axes) > 1 for axes in plan.dynamic) else "It has no export"
+        raise UserError(f"This network cannot be traced ({first[:200]})", fix) from error
 
 
 def write_program(plan: Plan, program: ExportedProgram, path: Path) -> None:

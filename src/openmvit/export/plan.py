@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -14,14 +15,14 @@ Outputs = Sequence[Tensor]
 
 
 def worst_difference(expected: Outputs, found: Outputs) -> float:
-    """Largest difference of an element, relative to the largest value of its output."""
+    """Largest difference of an element, relative to its output's largest; infinite where one is no number."""
     worst = 0.0
     for own, other in zip(expected, found, strict=True):
         if own.shape != other.shape:
             return float("inf")
         if own.numel():
-            scale = own.abs().max().clamp(min=1e-12)
-            worst = max(worst, float((own.double() - other.double()).abs().max() / scale))
+            share = float((own.double() - other.double()).abs().max() / own.abs().max().clamp(min=1e-12))
+            worst = max(worst, share if isfinite(share) else float("inf"))
     return worst
 
 

@@ -1,0 +1,213 @@
+"""Exported classifiers of images and clips: real runs, real files, and ONNX Runtime against the network."""
+
+import json
+import re
+
+import onnx
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+import openmvit
+from clipcolours import clip_model, write_clip
+from colours import CLASSES, train_run, write_data
+from openmvit import checkpoint
+from openmvit.cli import main
+from openmvit.errors import UserError
+from openmvit.export import export
+from openmvit.export.plan import Plan, worst_difference
+from openmvit.export.run import write
+from openmvit.exported import ExportedClassifier
+from openmvit.validate import validate
+from openmvit.zoo import load_model, load_network
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A trained run that the command has exported."""
+    folder = tmp_path_factory.mktemp("export")
+    train_run(folder, write_data(folder / "data"), name="run")
+    (folder / "runs" / "image" / "run").rename(folder / "run")
+    assert main(["export", str(folder / "run")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def file(place):
+    return place / "run" / "weights" / "best.onnx"
+
+
+def card_of(file):
+    return json.loads({p.key: p.value for p in onnx.load(file).metadata_props}["openmvit"])
+
+
+def test_one_file_lies_beside_the_weights_and_says_what_it_is(place, file):
+    assert sorted(path.name for path in file.parent.glob("best*")) == ["best.onnx", "best.safetensors"]
+    onnx.checker.check_model(str(file), full_check=True)
+    own, card = card_of(file), checkpoint.read(place / "run")[1]
+    assert own.pop("export") == {"precision": "fp32", "multiple": 8} and own == card
+    shapes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in onnx.load(file).graph.input]
+    assert shapes == [["batch", 3, "height", "width"]]
+
+
+def test_val_of_the_graph_is_val_of_the_run(place, file):
+    ours, theirs = (validate(target, workers=0, device="cpu") for target in (place / "run", file))
+    assert ours == theirs and ours["top1"] > 0.5
+
+
+def test_predict_with_the_graph_is_predict_with_the_run(place, file):
+    ours, theirs = (openmvit.load(target).predict(place / "data" / "val") for target in (place / "run", file))
+    assert [one.labels for one in ours] == [one.labels for one in theirs] and len(ours) == 6
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 48, 24), (1, 3, 16, 80), (2, 3, 32, 32), (1, 3, 104, 56)])
+def test_other_sizes_and_batches_agree(place, file, shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = load_model(place / "run")[0](x)
+    assert worst_difference([expected], [load_network(file)[0](x)]) < 1e-5
+
+
+def test_a_size_that_the_graph_does_not_take_is_named(file):
+    network, _ = load_network(file)
+    assert isinstance(network, ExportedClassifier)
+    with pytest.raises(UserError, match=r"multiples of 8 and got 1 x 3 x 44 x 32.*--fixed"):
+        network(torch.zeros(1, 3, 44, 32))
+    with pytest.raises(UserError, match=r"takes batch x 3 x height x width and got 1 x 1 x 32 x 32"):
+        network(torch.zeros(1, 1, 32, 32))
+
+
+def test_a_size_of_no_multiple_is_exported_alone_with_constant_tables(place, tmp_path, capsys):
+    out = tmp_path / "odd.onnx"
+    assert main(["export", str(place / "run"), "--imgsz", "36", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "36 x 36 (36 is no multiple of 8)" in said and re.search(r"export sizes=4 worst=\de-\d\d\n$", said)
+    assert not {"Range", "Gather", "Resize"} & {node.op_type for node in onnx.load(out).graph.node}
+    assert card_of(out)["preprocessing"]["imgsz"] == 36
+    ours = validate(place / "run", workers=0, device="cpu", imgsz=36)
+    assert validate(out, workers=0, device="cpu") == ours
+    with pytest.raises(UserError, match=r"takes batch x 3 x 36 x 36 and got"):
+        validate(out, workers=0, device="cpu", imgsz=32)
+
+
+def test_a_program_of_torch_loads_without_this_package(place, tmp_path):
+    out = tmp_path / "run.pt2"
+    done = export(place / "run", "torch", out)
+    assert done.sizes == 4 and done.worst < 1e-5
+    extra = {"openmvit": ""}
+    program = torch.export.load(out, extra_files=extra)
+    assert json.loads(extra["openmvit"])["classes"] == list(CLASSES)
+    x = torch.randn(3, 3, 40, 64)
+    with torch.no_grad():
+        expected = load_model(place / "run")[0](x)
+        assert worst_difference([expected], [program.module()(x)]) < 1e-5
+    with pytest.raises(UserError, match="exported graph"):
+        openmvit.load(out)
+
+
+def test_int8_prints_its_score_beside_that_of_the_run(place, capsys):
+    data = str(place / "data")
+    assert main(["export", str(place / "run"), "--int8", "--data", data, "--workers", "0", "--fixed"]) == 0
+    out = place / "run" / "weights" / "best.int8.onnx"
+    said = capsys.readouterr().out.splitlines()
+    top1 = validate(place / "run", data, workers=0, device="cpu")["top1"]
+    small = validate(out, data, workers=0, device="cpu")["top1"]
+    assert said[-1] == f"int8 top1 fp32={top1:.4f} int8={small:.4f} samples=6" and small > 0.5
+    stored = {t.data_type for t in onnx.load(out).graph.initializer if len(t.dims) == 2}
+    assert onnx.TensorProto.INT8 in stored and card_of(out)["export"]["precision"] == "int8"
+
+
+def test_clips_are_exported_too(tmp_path):
+    weights = clip_model(tmp_path / "clips.safetensors")
+    done = export(weights)
+    assert done.path == tmp_path / "clips.onnx" and "4 frames of" in done.note and done.worst < 1e-5
+    video = write_clip(tmp_path / "a.mp4", [(1, 40)])
+    (ours,), (theirs,) = (openmvit.load(target).predict(video) for target in (weights, done.path))
+    assert ours.labels == theirs.labels and ours.labels[0] == "bee"
+    assert ours.probabilities == pytest.approx(theirs.probabilities, abs=1e-5)
+
+
+class Counting(nn.Module):
+    """Gives something else at every call, which no graph does."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_a_graph_that_disagrees_leaves_no_file(tmp_path, form):
+    x, path = torch.ones(2, 3), tmp_path / "out" / ("a.onnx" if form == "onnx" else "a.pt2")
+    axes = ([{0: "batch"}], [{0: "batch"}])
+    plan = Plan(Counting(), (x,), ({0: Dim("batch", min=1)},), (["x"], ["y"]), axes, [(x,), (x,)], {}, "")
+    with pytest.raises(UserError, match=r"differs by .* at 2 x 3"):
+        write(plan, form, path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_differences_are_relative_and_a_nan_is_no_agreement():
+    assert worst_difference([torch.tensor([10.0, 1.0])], [torch.tensor([10.0, 1.1])]) == pytest.approx(0.01, rel=1e-4)
+    assert worst_difference([torch.zeros(2)], [torch.zeros(3)]) == float("inf")
+    assert worst_difference([torch.ones(2)], [torch.tensor([1.0, float("nan")])]) == float("inf")
+
+
+def test_a_file_in_the_way_stays(file):
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="exists"):
+        export(file.parent.parent)
+    with pytest.raises(UserError, match=r"would be a \.onnx file"):
+        export(file.parent.parent, out=file.with_suffix(".pb"))
+    assert file.read_bytes() == before
+
+
+def test_damaged_and_strange_files_are_named(file, tmp_path):
+    def written(content, name="a.onnx"):
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    whole = file.read_bytes()
+    for content in (b"", b"no graph", whole[: len(whole) // 2]):
+        with pytest.raises(UserError, match=r"Cannot read .*export it again"):
+            openmvit.load(written(content))
+    model = onnx.load(file)
+    for value, reason in (("{", "no card"), ("[]", "no card"), ('{"preprocessing": {}}', "names no architecture")):
+        model.metadata_props[-1].value = value
+        with pytest.raises(UserError, match=reason):
+            openmvit.load(written(model.SerializeToString()))
+    del model.metadata_props[:]
+    with pytest.raises(UserError, match="does not say which network"):
+        openmvit.load(written(model.SerializeToString()))
+    with pytest.raises(UserError, match="no file"):
+        openmvit.load(tmp_path / "none.onnx")
+    for verb in ("info", "export"):
+        assert main([verb, str(file)]) == 2
+
+
+def test_only_the_cpu_runs_it(file):
+    with pytest.raises(UserError, match="runs on the CPU"):
+        load_network(file)[0].on("cuda")
+
+
+@pytest.mark.parametrize(("missing", "what"), [("onnxruntime", "Running an ONNX file"), ("onnx", "Writing ONNX")])
+def test_a_missing_library_is_one_sentence(place, file, tmp_path, monkeypatch, missing, what):
+    monkeypatch.setitem(__import__("sys").modules, missing, None)
+    with pytest.raises(UserError, match=rf"{what} needs {missing}.*pip install 'openmvit\[export\]'"):
+        openmvit.load(file) if missing == "onnxruntime" else export(place / "run", out=tmp_path / "a.onnx", fixed=True)
+
+
+def test_options_of_int8_alone_are_refused(place, capsys):
+    assert main(["export", str(place / "run"), "--data", "x"]) == 2
+    assert "--data is for the scores of --int8" in capsys.readouterr().err
