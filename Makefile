@@ -56,8 +56,10 @@ parity: $(VENV)/.stamp-test
 parity-detection: $(VENV)/.stamp-test
 	$(BIN)/python tests/parity/report_detection.py
 
+# An hour or two: every table of benchmarks/, one file each, then the pages that hold their figures.
 bench: $(VENV)/.stamp-test
-	$(BIN)/openmvit bench mvitv2_small --against timm --precision fp32
+	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python docs/refresh.py
 
 # Stamps: nothing is installed again until pyproject.toml changes.
 $(VENV)/.stamp-python:

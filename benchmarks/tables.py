@@ -1,7 +1,8 @@
 """Run the published comparisons and write one table per file, each with its command.
 
-python benchmarks/tables.py                            all of them
-python benchmarks/tables.py bench_mvitv2_small --clock processor --note "Machine shared with other work during the run."
+python benchmarks/tables.py                            all of them, for an hour or two
+python benchmarks/tables.py image_fp32_infer --note "Machine shared with other work." --clock processor
+python benchmarks/tables.py --targets                  times nothing: targets.md and README.md from the tables there are
 """
 
 from __future__ import annotations
@@ -12,49 +13,92 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+IMAGE = "mvitv2_small --against timm"
+CLIP = "mvitv2_small_16x4 --against torchvision"
+OTHERS = ("swin_base_patch4_window7_224", "vit_base_patch16_224", "hiera_base_224")
+
+
+def comparisons(network: str, precision: str, step: str, more: list[str]) -> list[str]:
+    """Both modes of the network, and eager mode of others."""
+    common = f"--precision {precision} --step {step}"
+    return [
+        *(f"{network} {common} --mode {mode}" for mode in ("eager", "best")),
+        *(f"{other} {common} --mode eager" for other in more),
+    ]
+
+
+MORE = {
+    "image": ["mvitv2_tiny --against timm", "mvitv2_base --against timm --batch 4"],
+    "clip": ["mvitv1_base_16x4 --against torchvision"],
+}
 TABLES: dict[str, list[str]] = {
-    "bench_mvitv2_small": [
-        "mvitv2_small --against timm --precision fp32 --mode eager --step infer --batch 8",
-        "mvitv2_small --against timm --precision bf16 --mode eager --step infer --batch 8",
-        "mvitv2_small --against timm --precision fp32 --mode eager --step train --batch 4",
-        "mvitv2_small --against timm --precision bf16 --mode eager --step train --batch 4",
+    **{
+        f"{kind}_{precision}_{step}": comparisons(network, precision, step, MORE[kind] if step == "infer" else [])
+        for kind, network in (("image", IMAGE), ("clip", CLIP))
+        for step in ("infer", "train")
+        for precision in ("fp32", "bf16")
+    },
+    "runtime": [
+        f"mvitv2_base --against timm:{other} --precision {precision}"
+        for precision in ("fp32", "bf16")
+        for other in OTHERS
     ],
+    "switch": [f"{network} --switch --step {step}" for network in (IMAGE, CLIP) for step in ("infer", "train")],
 }
 """File -> arguments of `openmvit bench`, one comparison each."""
+MEMORY = ("memory_training", "memory_detection")
 
 HEAD = """# {name}
 
-Each comparison alternates both sides in one process, on the same weights, after their outputs were found equal. Ratio:
-time of the peer by our time, median of the pairs, with the 10th and 90th percentile; above 1 we are faster. {note}
+Each comparison alternates both sides in one process, with the same number of threads. Ratio: time of the peer by our
+time, median of the pairs, with the 10th and 90th percentile; above 1 we are faster. {note}
 """
 
 
-def write(name: str, note: str, clock: str) -> None:
-    """Run the comparisons of one table; the file appears when all have succeeded."""
-    parts = [HEAD.format(name=name, note=note).rstrip()]
-    for arguments in TABLES[name]:
-        arguments += f" --clock {clock}" if clock != "wall" else ""
-        command = [sys.executable, "-m", "openmvit.benchmark", *arguments.split()]
-        text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-        *table, summary = text.splitlines()
-        print(summary, flush=True)
-        body = "\n".join(table).strip()
-        parts.append(f"## `openmvit bench {arguments}`\n\n{body}\n\n`{summary}`")
-    (FOLDER / f"{name}.md").write_text("\n\n".join(parts) + "\n")
+def run(arguments: str) -> str:
+    """One comparison, in a process of its own, as a section of a page."""
+    command = [sys.executable, "-m", "openmvit.benchmark", *arguments.split()]
+    text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    *table, summary = text.splitlines()
+    print(summary, flush=True)
+    body = "\n".join(table).strip()
+    return f"## `openmvit bench {arguments}`\n\n{body}\n\n`{summary}`"
 
 
-def main() -> None:
-    """Write the named tables, or all."""
+def write(name: str, note: str, extra: str) -> None:
+    """Make one table; the file appears when all of its comparisons have succeeded."""
+    if name in MEMORY:
+        command = [sys.executable, str(FOLDER / "memory.py"), name.removeprefix("memory_")]
+        subprocess.run(command, check=True)
+        return
+    sections = [run(arguments + extra) for arguments in TABLES[name]]
+    head = HEAD.format(name=name, note=note).rstrip()
+    (FOLDER / f"{name}.md").write_text("\n\n".join([head, *sections]) + "\n")
+
+
+def main() -> int:
+    """Write the named tables, or all; then the pages that are made from them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLES)}; all by default")
+    known = [*TABLES, *MEMORY]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all by default")
+    parser.add_argument("--targets", action="store_true", help="make no table, only the pages that hold their figures")
     parser.add_argument("--note", default="", help="what a reader must know about the run")
-    parser.add_argument("--clock", default="wall", help="wall or processor, as `openmvit bench` takes it")
+    parser.add_argument("--clock", help="wall or processor, as `openmvit bench` takes it")
+    parser.add_argument("--pairs", type=int, help="as `openmvit bench` takes it")
     options = parser.parse_args()
-    if unknown := set(options.names) - set(TABLES):
+    if unknown := set(options.names) - set(known):
         parser.error(f"no table named {', '.join(sorted(unknown))}")
-    for name in options.names or TABLES:
-        write(name, options.note, options.clock)
+    extra = "".join(f" --{key} {value}" for key in ("clock", "pairs") if (value := getattr(options, key)) is not None)
+    failed = []
+    for name in [] if options.targets else options.names or known:
+        try:
+            write(name, options.note, extra)
+        except subprocess.CalledProcessError as error:
+            failed.append(name)
+            print(f"{name}: failed with {error.returncode}", file=sys.stderr)
+    subprocess.run([sys.executable, str(FOLDER / "targets.py")], check=True)
+    return bool(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

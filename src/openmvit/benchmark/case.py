@@ -88,7 +88,7 @@ class Case:
 
     @property
     def operations(self) -> float:
-        """Arithmetic of one step of ours at 2 per multiply-add as the papers count them; a training step is three forwards."""
+        """Arithmetic of one step of ours at 2 per multiply-add, counted as the papers do."""
         return 2.0 * count_classifier(model_config(self.name)).total.operations * self.forwards
 
 

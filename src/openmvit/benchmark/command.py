@@ -10,6 +10,7 @@ from typing import NoReturn
 from openmvit.benchmark.case import CHOICES, Case, make_case
 from openmvit.benchmark.measure import measure
 from openmvit.benchmark.report import report
+from openmvit.benchmark.suite import SUITES, run_suite
 from openmvit.errors import UserError
 
 HELP = {
@@ -32,7 +33,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(prog="openmvit bench", description="Speed and memory against another package.", allow_abbrev=False)
-    parser.add_argument("name", help="model name")
+    parser.add_argument("name", nargs="?", help="model name")
+    parser.add_argument("--suite", choices=tuple(SUITES), help="in place of a name: all comparisons of such a machine")
     defaults = {field.name: field.default for field in fields(Case)}
     for option, text in HELP.items():
         if option in CHOICES:
@@ -43,11 +45,23 @@ def _parser() -> _Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`openmvit bench NAME --against timm ...`; prints the table, returns 0.
+    """`openmvit bench NAME --against timm ...`, or `--suite cuda`; prints the table, returns 0.
 
     Raises:
         UserError: for a bad option, a missing peer, or outputs that differ.
     """
-    case = make_case(**vars(_parser().parse_args(argv)))
+    options = vars(_parser().parse_args(argv))
+    suite, name = options.pop("suite"), options.pop("name")
+    if suite is not None:
+        given = {key for key, value in options.items() if value} - {"pairs"}
+        if name is not None or given:
+            raise UserError(
+                f"--suite goes with --pairs alone, not with {', '.join(sorted(given)) or name}", "Leave it out"
+            )
+        run_suite(SUITES[suite](options["pairs"] or 15))
+        return 0
+    if name is None:
+        raise UserError("The name of a network is missing", "For example: openmvit bench mvitv2_small")
+    case = make_case(name, **options)
     print(report(case, measure(case)), flush=True)
     return 0

@@ -1,0 +1,106 @@
+"""All comparisons of one kind of machine in one run and one table."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator
+from itertools import product
+from statistics import median
+
+import torch
+
+from openmvit.benchmark.case import Case, make_case
+from openmvit.benchmark.measure import Result, measure
+from openmvit.errors import UserError
+from openmvit.measuring import processor
+
+CUDA_NETWORKS = {
+    ("mvitv2_small", "timm"): 128,
+    ("mvitv2_base", "timm"): 64,
+    ("mvitv2_base", "timm:swin_base_patch4_window7_224"): 64,
+    ("mvitv2_base", "timm:vit_base_patch16_224"): 64,
+    ("mvitv2_base", "timm:hiera_base_224"): 64,
+    ("mvitv2_small_16x4", "torchvision"): 16,
+}
+"""Network and peer -> inputs per step, enough to fill a card of 40 GB."""
+
+HEAD = (
+    "network",
+    "peer",
+    "precision",
+    "mode",
+    "step",
+    "batch",
+    "ratio",
+    "spread",
+    "ours, per second",
+    "peer, per second",
+    "ours, share of matrix rate",
+    "peer, share",
+    "ours, GiB",
+    "peer, GiB",
+    "ours ran",
+    "peer ran",
+)
+
+
+def cuda_cases(pairs: int = 15) -> Iterator[Case]:
+    """Every network in both precisions, modes and steps.
+
+    Raises:
+        UserError: if there is no CUDA device.
+    """
+    for (name, against), batch in CUDA_NETWORKS.items():
+        for precision, step, mode in product(("bf16", "fp32"), ("infer", "train"), ("eager", "best")):
+            options = {"precision": precision, "step": step, "mode": mode, "batch": batch, "pairs": pairs}
+            yield make_case(name, against=against, device="cuda", **options)
+
+
+SUITES = {"cuda": cuda_cases}
+
+
+def run_suite(cases: Iterable[Case]) -> None:
+    """Print a table that grows by a row per comparison; one that cannot run here says why."""
+    cases = list(cases)
+    rate = "best of 8192 x 8192 x 8192" if cases[0].on.type == "cuda" else "better linear of 1568 x 384 x 1536"
+    print(f"{processor(cases[0].on)}, torch {torch.__version__}, {cases[0].pairs} pairs; matrix rate: {rate}.\n")
+    print(_line(HEAD), _line(["---"] * len(HEAD)), sep="\n", flush=True)
+    rates: dict[str, float] = {}
+    for case in cases:
+        try:
+            result = measure(case)
+            rates[case.precision] = max(result.matrix_rate, rates.get(case.precision, 0.0))
+            cells = suite_cells(case, result)
+        except (UserError, RuntimeError) as error:  # out of memory is a RuntimeError
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            cells = [*_names(case), f"did not run: {reason}", *[""] * (len(HEAD) - 7)]
+        print(_line(cells), flush=True)
+        torch._dynamo.reset()
+        gc.collect()
+        if case.on.type == "cuda":
+            torch.cuda.empty_cache()
+    found = ", ".join(f"{precision} {rate / 1e12:.1f}" for precision, rate in rates.items())
+    print(f"\nMatrix rate, TFLOP/s: {found or 'not measured'}.")
+
+
+def suite_cells(case: Case, result: Result) -> list[str]:
+    """The row of one comparison."""
+    low, high = result.spread
+    sides = (result.ours, result.peer)
+    return [
+        *_names(case),
+        f"{median(result.ratios):.2f}",
+        f"{low:.2f}-{high:.2f}",
+        *(f"{case.batch / side.seconds:.1f}" for side in sides),
+        *(f"{side.operations / side.seconds / result.matrix_rate:.0%}" for side in sides),
+        *("-" if side.memory != side.memory else f"{side.memory / 2**30:.2f}" for side in sides),
+        *(side.variant for side in sides),
+    ]
+
+
+def _names(case: Case) -> list[str]:
+    return [case.name, case.peer.name, case.precision, case.mode, case.step, str(case.batch)]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
