@@ -56,11 +56,16 @@ time, median of the pairs, with the 10th and 90th percentile; above 1 we are fas
 
 
 def run(arguments: str) -> str:
-    """One comparison, in a process of its own, as a section of a page."""
+    """What one comparison prints, made in a process of its own."""
     command = [sys.executable, "-m", "openmvit.benchmark", *arguments.split()]
-    text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    *table, summary = text.splitlines()
-    print(summary, flush=True)
+    text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    print(text.splitlines()[-1], flush=True)
+    return text
+
+
+def section(arguments: str, text: str) -> str:
+    """A comparison as a part of a page."""
+    *table, summary = text.strip().splitlines()
     body = "\n".join(table).strip()
     return f"## `openmvit bench {arguments}`\n\n{body}\n\n`{summary}`"
 
@@ -71,7 +76,7 @@ def write(name: str, note: str, extra: str) -> None:
         command = [sys.executable, str(FOLDER / "memory.py"), name.removeprefix("memory_")]
         subprocess.run(command, check=True)
         return
-    sections = [run(arguments + extra) for arguments in TABLES[name]]
+    sections = [section(arguments + extra, run(arguments + extra)) for arguments in TABLES[name]]
     head = HEAD.format(name=name, note=note).rstrip()
     (FOLDER / f"{name}.md").write_text("\n\n".join([head, *sections]) + "\n")
 

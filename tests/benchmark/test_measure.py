@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from openmvit.benchmark import Result, Side, make_case, measure, report
 from openmvit.benchmark.ceilings import Product, record_products, seconds_of_products
 from openmvit.benchmark.measure import peer_operations
-from openmvit.benchmark.suite import HEAD, cuda_cases, run_suite, suite_cells
+from openmvit.benchmark.suite import HEAD, choose, cuda_cases, run_suite, suite_cells
+from openmvit.errors import UserError
 
 CPU = torch.device("cpu")
 OURS, PEER = Side(0.8, 112e9, 2.0**20), Side(1.0, 112e9)
@@ -103,6 +104,16 @@ def test_the_suite_is_one_table_in_which_a_failure_is_a_row(capsys):
     assert len(rows) == 4 and {row.count("|") for row in rows} == {len(HEAD) + 1}
     assert "did not run: timm has no network 'nothing'" in rows[2]
     assert "| eager | eager |" in rows[3] and lines[-1].startswith("Matrix rate, TFLOP/s: fp32 ")
+
+
+def test_a_part_of_the_suite_can_be_chosen():
+    cases = [
+        make_case(name, precision=p, device="cpu") for name in ("mvitv2_tiny", "mvitv2_small") for p in ("fp32", "bf16")
+    ]
+    assert choose(cases, {"name": "mvitv2_tiny", "precision": "bf16"}) == [cases[1]]
+    assert choose(cases, {}) == cases
+    with pytest.raises(UserError, match=r"no comparison with mode best\. It has mvitv2_small"):
+        choose(cases, {"mode": "best"})
 
 
 def test_a_row_of_the_suite():

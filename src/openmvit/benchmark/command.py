@@ -10,7 +10,7 @@ from typing import NoReturn
 from openmvit.benchmark.case import CHOICES, Case, make_case
 from openmvit.benchmark.measure import measure
 from openmvit.benchmark.report import report
-from openmvit.benchmark.suite import SUITES, run_suite
+from openmvit.benchmark.suite import SUITES, choose, run_suite
 from openmvit.errors import UserError
 
 HELP = {
@@ -34,7 +34,9 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     parser = _Parser(prog="openmvit bench", description="Speed and memory against another package.", allow_abbrev=False)
     parser.add_argument("name", nargs="?", help="model name")
-    parser.add_argument("--suite", choices=tuple(SUITES), help="in place of a name: all comparisons of such a machine")
+    parser.add_argument(
+        "--suite", choices=tuple(SUITES), help="all comparisons of such a machine; others choose among them"
+    )
     defaults = {field.name: field.default for field in fields(Case)}
     for option, text in HELP.items():
         if option in CHOICES:
@@ -53,12 +55,8 @@ def main(argv: Sequence[str]) -> int:
     options = vars(_parser().parse_args(argv))
     suite, name = options.pop("suite"), options.pop("name")
     if suite is not None:
-        given = {key for key, value in options.items() if value} - {"pairs"}
-        if name is not None or given:
-            raise UserError(
-                f"--suite goes with --pairs alone, not with {', '.join(sorted(given)) or name}", "Leave it out"
-            )
-        run_suite(SUITES[suite](options["pairs"] or 15))
+        given = {key: value for key, value in {"name": name, **options}.items() if value}
+        run_suite(choose(SUITES[suite](given.pop("pairs", 15)), given))
         return 0
     if name is None:
         raise UserError("The name of a network is missing", "For example: openmvit bench mvitv2_small")

@@ -131,7 +131,9 @@ def variants(case: Case, model: nn.Module, images: Tensor, labels: Tensor) -> It
         yield "eager, bf16 weights", lambda: make_step(case, *forms[1][1:], labels)
     if case.on.type == "cuda":
         last = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
-        forms = [(name, m.to(memory_format=last), x.contiguous(memory_format=last)) for name, m, x in forms]
+        forms = [
+            (name, copy.deepcopy(m).to(memory_format=last), x.contiguous(memory_format=last)) for name, m, x in forms
+        ]
         yield "eager, channels last", lambda: make_step(case, *forms[0][1:], labels)
     for way, arguments in ways.items():
         for form, network, x in forms:

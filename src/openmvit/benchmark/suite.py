@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -57,6 +58,21 @@ def cuda_cases(pairs: int = 15) -> Iterator[Case]:
 
 
 SUITES = {"cuda": cuda_cases}
+
+
+def choose(cases: Iterable[Case], wanted: Mapping[str, Any]) -> list[Case]:
+    """Those that have the wanted values of their fields.
+
+    Raises:
+        UserError: if there is none.
+    """
+    cases = list(cases)
+    chosen = [case for case in cases if all(getattr(case, key) == value for key, value in wanted.items())]
+    if not chosen:
+        asked = ", ".join(f"{key} {value}" for key, value in wanted.items())
+        found = ", ".join(sorted({f"{case.name} --against {case.against}" for case in cases}))
+        raise UserError(f"The suite has no comparison with {asked}", f"It has {found}")
+    return chosen
 
 
 def run_suite(cases: Iterable[Case]) -> None:
