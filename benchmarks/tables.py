@@ -1,6 +1,7 @@
 """Run the published comparisons and write one table per file, each with its command.
 
 python benchmarks/tables.py                            all of them, for an hour or two
+python benchmarks/tables.py image_fp32_infer --mode eager            nothing is compiled: minutes
 python benchmarks/tables.py image_fp32_infer --note "Machine shared with other work." --clock processor
 python benchmarks/tables.py --targets                  times nothing: targets.md and README.md from the tables there are
 """
@@ -70,13 +71,20 @@ def section(arguments: str, text: str) -> str:
     return f"## `openmvit bench {arguments}`\n\n{body}\n\n`{summary}`"
 
 
-def write(name: str, note: str, extra: str) -> None:
-    """Make one table; the file appears when all of its comparisons have succeeded."""
+def write(name: str, note: str, extra: str, mode: str | None = None) -> None:
+    """Make one table; the file appears when all of its comparisons have succeeded.
+
+    Args:
+        mode: leave the comparisons in the other mode out.
+    """
     if name in MEMORY:
         command = [sys.executable, str(FOLDER / "memory.py"), name.removeprefix("memory_")]
         subprocess.run(command, check=True)
         return
-    sections = [section(arguments + extra, run(arguments + extra)) for arguments in TABLES[name]]
+    chosen = [one + extra for one in TABLES[name] if mode is None or (mode == "best") == ("--mode best" in one)]
+    if not chosen:
+        return
+    sections = [section(arguments, run(arguments)) for arguments in chosen]
     head = HEAD.format(name=name, note=note).rstrip()
     (FOLDER / f"{name}.md").write_text("\n\n".join([head, *sections]) + "\n")
 
@@ -87,6 +95,7 @@ def main() -> int:
     known = [*TABLES, *MEMORY]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all by default")
     parser.add_argument("--targets", action="store_true", help="make no table, only the pages that hold their figures")
+    parser.add_argument("--mode", choices=("eager", "best"), help="only the comparisons in this mode")
     parser.add_argument("--note", default="", help="what a reader must know about the run")
     parser.add_argument("--clock", help="wall or processor, as `openmvit bench` takes it")
     parser.add_argument("--pairs", type=int, help="as `openmvit bench` takes it")
@@ -97,7 +106,7 @@ def main() -> int:
     failed = []
     for name in [] if options.targets else options.names or known:
         try:
-            write(name, options.note, extra)
+            write(name, options.note, extra, options.mode)
         except subprocess.CalledProcessError as error:
             failed.append(name)
             print(f"{name}: failed with {error.returncode}", file=sys.stderr)
