@@ -15,7 +15,7 @@ from colours import CLASSES, train_run, write_data
 from openmvit import checkpoint
 from openmvit.cli import main
 from openmvit.errors import UserError
-from openmvit.export import export
+from openmvit.export import export, formats
 from openmvit.export.plan import Plan, worst_difference
 from openmvit.export.run import write
 from openmvit.exported import ExportedClassifier
@@ -206,6 +206,12 @@ def test_a_missing_library_is_one_sentence(place, file, tmp_path, monkeypatch, m
     monkeypatch.setitem(__import__("sys").modules, missing, None)
     with pytest.raises(UserError, match=rf"{what} needs {missing}.*pip install 'openmvit\[export\]'"):
         openmvit.load(file) if missing == "onnxruntime" else export(place / "run", out=tmp_path / "a.onnx", fixed=True)
+
+
+def test_weights_that_one_file_cannot_hold_are_refused(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "_LIMIT", 1000)
+    with pytest.raises(UserError, match=r"holds 2\. Export with --format torch"):
+        export(place / "run", out=tmp_path / "a.onnx", fixed=True)
 
 
 def test_options_of_int8_alone_are_refused(place, capsys):

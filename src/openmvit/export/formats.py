@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from openmvit.exported import INSTALL, open_session
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 _LIMIT = 2**31 - 2**24
 """Bytes of the largest message of protobuf, less room for the graph."""
+_FOLDED = 2**26
+"""Elements of the largest constant that is computed at export."""
 Runner = Callable[[Inputs], Outputs]
 
 
@@ -32,7 +35,7 @@ def trace(plan: Plan) -> ExportedProgram:
         UserError: if the network decides something by its input's size, so that no program has it open.
     """
     try:
-        with _quiet():
+        with _quiet(), _any_size(plan.any_size):
             return torch.export.export(plan.module, plan.inputs, dynamic_shapes=plan.dynamic, strict=False)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -58,14 +61,19 @@ def write_onnx(plan: Plan, program: ExportedProgram, path: Path) -> None:
         )
     try:
         import onnx
-        import onnxscript  # noqa: F401
+        from onnxscript.optimizer import fold_constants, remove_unused_nodes
     except ImportError as error:
         raise UserError(f"Writing ONNX needs {error.name}", INSTALL) from error
     options: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
     options |= {"input_names": list(plan.names[0]), "output_names": list(plan.names[1])}
-    with _quiet():
+    if plan.translations is not None:
+        options["custom_translation_table"] = plan.translations()
+    with _quiet(), _any_size(plan.any_size):
         made = torch.onnx.export(program, (), None, **options)
-    assert made is not None
+        assert made is not None
+        # The exporter folds small constants only, and a product with a part of a matrix would stay in 32 bits.
+        fold_constants(made.model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
+        remove_unused_nodes(made.model)
     model = made.model_proto
     # What the exporter says of shapes inside the graph is in symbols without meaning, and in the way of quantisation.
     del model.graph.value_info[:]
@@ -107,12 +115,26 @@ def open_file(path: Path, form: str) -> Runner:
 
 
 @contextlib.contextmanager
+def _any_size(wanted: bool) -> Iterator[None]:
+    """Open sizes are never compared with 1. Tried on torch 2.15, which has no public name for it."""
+    from torch.fx.experimental import _config
+
+    before = _config.backed_size_oblivious
+    _config.backed_size_oblivious = wanted or before
+    try:
+        yield
+    finally:
+        _config.backed_size_oblivious = before
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's talk of its own progress, which goes to every stream."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
         logging.disable(before)

@@ -40,6 +40,8 @@ class Plan:
         card: what `predict` and `val` need to know, as in a checkpoint.
         note: what stays open, in words.
         difference: how far found outputs are from expected ones, relative to their scale.
+        any_size: trace without asking whether an open size is 1.
+        translations: gives ONNX forms of operators that the exporter does not know.
     """
 
     module: nn.Module
@@ -51,6 +53,8 @@ class Plan:
     card: dict[str, Any]
     note: str
     difference: Callable[[Outputs, Outputs], float] = worst_difference
+    any_size: bool = False
+    translations: Callable[[], dict[Any, Callable[..., Any]]] | None = None
 
     @torch.no_grad()
     def expected(self, probe: Inputs) -> Outputs:
