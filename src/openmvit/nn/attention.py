@@ -10,15 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openmvit.config import BlockConfig, Size
+from openmvit.nn.fast import apply_linear, linear, on_plain_cpu, products_pay
 from openmvit.nn.grid import each, merge, partition, same_region
 from openmvit.nn.pooling import TokenPool
+from openmvit.nn.products import products
 from openmvit.nn.relative import key_indicators, key_terms, query_terms, value_term, write_out
 from openmvit.nn.symbolic import is_symbolic
 
 Tokens = tuple[Tensor, Tensor | None]
 
 MOST_SCORES = 2**22
-"""Query-key pairs of a sample's heads up to which the position term is written out; more go through
+"""Query-key pairs of a sample's heads up to which the position term may be written out; more go through
 `attend_in_channels`."""
 
 
@@ -74,9 +76,9 @@ class MultiscaleAttention(nn.Module):
     def _project(self, name: str, x: Tensor) -> Tensor:
         """`[..., dim] -> [..., dim_attn]`; a fused matrix is used by its rows, so that each result is contiguous."""
         if self.config.separate_qkv:
-            return getattr(self, name)(x)
+            return apply_linear(getattr(self, name), x)
         rows = slice("qkv".index(name) * self.config.dim_attn, ("qkv".index(name) + 1) * self.config.dim_attn)
-        return F.linear(x, self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows])
+        return linear(x, self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows])
 
     def _pool(self, name: str, x: Tensor, cls: Tensor | None) -> Tokens:
         """Pool the grid, then norm grid and class row per fold; `[B, *grid, C] -> [B, *pooled, C]`."""
@@ -100,11 +102,12 @@ class MultiscaleAttention(nn.Module):
         (q, q_cls), (k, k_cls), (v, v_cls) = (self._heads(name, x, cls) for name in "qkv")
         out = self._attend_windows(q, k, v) if self.config.window else self._attend_grid(q, k, v, k_cls, v_cls)
         if self.config.residual_pooling:
-            out = out + q
+            # In this order the sum has the memory order of the queries, as the projection wants it.
+            out = q + out
         out_cls = None
         if q_cls is not None and k_cls is not None and v_cls is not None:
             out_cls = attend(q_cls, _rows(k_cls, k), _rows(v_cls, v), None)
-        return each(lambda t: self.proj(t.flatten(-2)), out, out_cls)
+        return each(lambda t: apply_linear(self.proj, t.flatten(-2)), out, out_cls)
 
     def _attend_windows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Each window on its own. Rows that pad the last windows are keys like all others, as in the released code."""
@@ -136,15 +139,16 @@ class MultiscaleAttention(nn.Module):
         of_queries, of_keys = self._terms(q, k)
         rows = q.flatten(1, -3), _rows(k_cls, k), _rows(v_cls, v)
         scores = windows * c.num_heads * rows[0].shape[1] * rows[1].shape[1]
-        large = not is_symbolic(scores) and scores > MOST_SCORES
-        if of_queries and mask is None and c.fits_channels and large:
-            position = key_indicators(k_grid, c.relative_groups, k)
+        large = bool(of_queries) and not is_symbolic(scores) and scores > MOST_SCORES
+        fits = mask is None and (c.fits_channels or not c.relative_groups)
+        if fits and (large or products_pay(q, len(k_grid))):
+            position = key_indicators(k_grid, c.relative_groups, k) if of_queries else None
             return attend_in_channels(*rows, of_queries, position).unflatten(1, q_grid)
         bias = write_out(of_queries, of_keys, c.relative_groups, q_grid, k_grid) if of_queries or of_keys else None
         if bias is not None and k_cls is not None:
             bias = F.pad(bias, (1, 0))
         if mask is not None:
-            hidden = ~mask.repeat(len(q) // len(mask), 1, 1)[:, None]
+            hidden = ~mask.repeat(q.shape[0] // mask.shape[0], 1, 1)[:, None]
             bias = q.new_zeros(hidden.shape) if bias is None else bias
             bias = bias.masked_fill(hidden, float("-inf"))
         if self.tables("v"):
@@ -191,11 +195,14 @@ def attend_by_hand(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tupl
     return (weights @ v).transpose(1, 2), weights
 
 
-def attend_in_channels(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], position: Tensor) -> Tensor:
+def attend_in_channels(
+    q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor] = (), position: Tensor | None = None
+) -> Tensor:
     """The same softmax with the position term as extra channels, so that no matrix `[Lq, Lk]` is ever held.
 
     Queries get their `query_terms` and keys a one-hot position per axis: the scalar product of both is the term. A
-    class row in front of the keys has zeros there. A fused kernel then needs memory that is linear in the tokens.
+    class row in front of the keys has zeros there. A fused kernel, or `products`, then needs memory that is linear in
+    the tokens.
 
     Args:
         q: `[B, Lq, h, c]`. k, v: `[B, Lk, h, c]`.
@@ -205,10 +212,14 @@ def attend_in_channels(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor],
         `[B, Lq, h, c]`.
     """
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    channels = q.shape[-1]
-    position = F.pad(position, (0, 0, k.shape[-2] - position.shape[0], 0)).expand(*k.shape[:2], -1, -1)
-    q = torch.cat([q * channels**-0.5, *(t.flatten(2, -2).to(q.dtype) for t in terms)], dim=-1)
-    k = torch.cat([k, position], dim=-1)
+    channels, dtype = q.shape[-1], v.dtype
+    q = torch.cat([q * channels**-0.5, *(t.flatten(2, -2) for t in terms)], dim=-1).to(dtype)
+    if position is not None:
+        position = F.pad(position, (0, 0, k.shape[-2] - position.shape[0], 0)).expand(*k.shape[:2], -1, -1)
+        k = torch.cat([k, position], dim=-1).to(dtype)
+    if on_plain_cpu(q):
+        rows = (t.flatten(0, 1).contiguous() for t in (q, k, v))
+        return products(*rows).unflatten(0, q.shape[:2]).transpose(1, 2)
     # The fused kernels want values as wide as the keys.
     v = F.pad(v, (0, k.shape[-1] - channels))
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :channels].transpose(1, 2)

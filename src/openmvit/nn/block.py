@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from openmvit.config import BlockConfig
 from openmvit.nn.attention import MultiscaleAttention, Tokens
+from openmvit.nn.fast import add, apply_linear
 from openmvit.nn.grid import each, max_pool
 
 
@@ -25,36 +22,12 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., dim] -> [..., dim_out]`."""
-        hidden = self.fc1(x)
-        # A traced graph shows the layers themselves to those who count, compile or export it.
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        if hidden.requires_grad and type(self.fc2) is nn.Linear and not traced:
-            return _GeluLinear.apply(hidden, self.fc2.weight, self.fc2.bias)
-        return self.fc2(self.act(hidden))
-
-
-class _GeluLinear(torch.autograd.Function):
-    """GELU, then a linear layer, keeping only what enters the GELU: its output is the widest tensor of a block."""
-
-    @staticmethod
-    def forward(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.linear(F.gelu(hidden), weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        hidden, weight = ctx.saved_tensors
-        with torch.enable_grad():
-            hidden = hidden.detach().requires_grad_()
-            active = F.gelu(hidden)
-        rows = grad.flatten(0, -2)
-        of_weight = rows.T @ active.detach().to(grad.dtype).flatten(0, -2)
-        (of_hidden,) = torch.autograd.grad(active, hidden, (grad @ weight.to(grad.dtype)).to(active.dtype))
-        return of_hidden, of_weight.to(weight.dtype), rows.sum(0).to(weight.dtype)
+        if type(self.act) is not nn.GELU or self.act.approximate != "none":
+            return self.fc2(self.act(self.fc1(x)))
+        # With a gradient only what enters the GELU is kept: its output is the widest tensor of a block.
+        before = torch.is_grad_enabled()
+        hidden = apply_linear(self.fc1, x, gelu_after=not before)
+        return apply_linear(self.fc2, hidden, gelu_before=before)
 
 
 class DropPath(nn.Module):
@@ -103,14 +76,27 @@ class MultiscaleBlock(nn.Module):
         """`[B, *grid, dim]` -> `[B, *q_grid, dim_out]`, and the class token beside it."""
         normed = each(self.norm1, x, cls)
         branch = self._branch("gamma_1", *self.attn(*normed))
-        skip = each(self.proj, *normed) if self.proj and self.config.dim != self.config.dim_attn else (x, cls)
+        skip = (
+            each(partial(apply_linear, self.proj), *normed)
+            if self.proj and self.config.dim != self.config.dim_attn
+            else (x, cls)
+        )
         if self.config.skip_kernel:
             skip = max_pool(skip[0], self.config.skip_kernel, self.config.stride_q), skip[1]
         x, cls = _add(skip, branch)
         normed = each(self.norm2, x, cls)
         branch = self._branch("gamma_2", *each(self.mlp, *normed))
-        skip = each(self.proj, *normed) if self.proj and self.config.dim_attn != self.config.dim_out else (x, cls)
+        skip = (
+            each(partial(apply_linear, self.proj), *normed)
+            if self.proj and self.config.dim_attn != self.config.dim_out
+            else (x, cls)
+        )
         return _add(skip, branch)
+
+    def _widen(self, x: Tensor, cls: Tensor | None) -> Tokens:
+        proj = self.proj
+        assert proj is not None
+        return each(lambda t: apply_linear(proj, t), x, cls)
 
     def _branch(self, gamma: str, x: Tensor, cls: Tensor | None) -> Tokens:
         if self.config.layer_scale:
@@ -120,4 +106,4 @@ class MultiscaleBlock(nn.Module):
 
 def _add(skip: Tokens, branch: Tokens) -> Tokens:
     cls = None if skip[1] is None or branch[1] is None else skip[1] + branch[1]
-    return skip[0] + branch[0], cls
+    return add(skip[0], branch[0]), cls

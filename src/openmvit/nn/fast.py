@@ -1,0 +1,121 @@
+"""Which of several ways to the same result is the faster one here: the one place where that is decided.
+
+Every choice depends on device, type and shape alone, never on a clock: a run repeats to the last bit.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+TYPES = (torch.float32, torch.bfloat16)
+
+
+def on_plain_cpu(x: Tensor) -> bool:
+    """Whether a CPU will run this now, rather than a compiler or an exporter that looks at it."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+
+def products_pay(q: Tensor, axes: int) -> bool:
+    """Whether attention is faster with its position term in channels and by `products`.
+
+    On a CPU always but for images in float32 without gradient, where the library's fused kernel is ahead by a little:
+    in bf16 that kernel computes at the speed of float32, with a gradient it gives way to one that keeps all scores, and
+    on three axes the written term costs more than the products. Figures: benchmarks/NOTES.md.
+
+    Args:
+        axes: of the grid.
+    """
+    return on_plain_cpu(q) and (q.dtype != torch.float32 or torch.is_grad_enabled() or axes > 2)
+
+
+@cache
+def one_dnn_pays() -> bool:
+    """Whether linear layers go to oneDNN by name; `OPENMVIT_ONEDNN` = 1 or 0 decides, and by default the processor.
+
+    The framework sends float32 products to MKL, which is at its best on processors of its maker only. The operator is
+    the framework's, but not public: `tests/nn/test_fast_paths.py` names the releases it was tried on, and where it is
+    missing the public one is used.
+    """
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    setting = os.environ.get("OPENMVIT_ONEDNN", "")
+    cpuinfo = Path("/proc/cpuinfo")
+    return setting == "1" or (not setting and cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text())
+
+
+def apply_linear(layer: nn.Module, x: Tensor, *, gelu_before: bool = False, gelu_after: bool = False) -> Tensor:
+    """A linear layer with the exact GELU before or after it; one that was replaced or has hooks is called itself."""
+    if type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks:
+        return linear(x, layer.weight, layer.bias, gelu_before=gelu_before, gelu_after=gelu_after)
+    x = layer(F.gelu(x) if gelu_before else x)
+    return F.gelu(x) if gelu_after else x
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu_before: bool = False, gelu_after: bool = False
+) -> Tensor:
+    """`[..., C] -> [..., C_out]`. Of a GELU before it only the input is kept for the backward pass."""
+    autocast = torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if autocast else weight.dtype
+    # A traced graph shows the layers themselves to those who count, compile or export it.
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    one_dnn = x.device.type == "cpu" and dtype in TYPES and one_dnn_pays()
+    if traced or not (one_dnn or (grad and gelu_before)) or type(weight) not in (Tensor, nn.Parameter):
+        x = F.linear(F.gelu(x) if gelu_before else x, weight, bias)
+        return F.gelu(x) if gelu_after else x
+    x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if not grad:
+        return _product(F.gelu(x) if gelu_before else x, weight, bias, gelu_after)
+    out = _Linear.apply(x, weight, bias, gelu_before)
+    return F.gelu(out) if gelu_after else out
+
+
+def add(skip: Tensor, branch: Tensor) -> Tensor:
+    """Their sum, in the memory of a branch that nobody needs any more."""
+    if torch.is_grad_enabled() or not on_plain_cpu(branch) or branch.dtype != skip.dtype:
+        return skip + branch
+    return branch.add_(skip)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    if x.device.type == "cpu" and x.dtype in TYPES and one_dnn_pays():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+    x = F.linear(x, weight, bias)
+    return F.gelu(x) if gelu else x
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return _product(F.gelu(x) if gelu else x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.gelu = inputs[3]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = None, None, None
+        with torch.autocast(x.device.type, enabled=False):
+            rows = grad.flatten(0, -2)
+            if ctx.needs_input_grad[0]:
+                of_x = _product(grad, weight.T, None)
+                of_x = torch.ops.aten.gelu_backward(of_x, x) if ctx.gelu else of_x
+            if ctx.needs_input_grad[1]:
+                of_weight = rows.T @ (F.gelu(x) if ctx.gelu else x).flatten(0, -2)
+            if ctx.needs_input_grad[2]:
+                of_bias = rows.sum(0)
+        return of_x, of_weight, of_bias, None

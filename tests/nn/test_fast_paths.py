@@ -1,0 +1,209 @@
+"""Every faster way on a CPU against the plain one: attention by products, linear layers of oneDNN, sums in place."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from openmvit.config import MViTConfig
+from openmvit.model import MViT
+from openmvit.nn import attention, fast, products
+from openmvit.nn.attention import MultiscaleAttention, attend, attend_by_hand, attend_in_channels
+from openmvit.nn.fast import apply_linear, linear, one_dnn_pays
+from openmvit.nn.relative import key_indicators, write_out
+
+TRIED_ON = ("2.11", "2.15")
+"""Releases of torch whose private linear layer was compared with the public one."""
+
+IMAGE = {"input_size": (24, 40), "patch_kernel": (3, 3), "patch_padding": (1, 1), "adaptive_kv_stride": (2, 2)}
+CLIP = {
+    "input_size": (4, 24, 32), "patch_kernel": (1, 3, 3), "patch_stride": (1, 4, 4), "patch_padding": (0, 1, 1),
+    "stride_q": (1, 2, 2), "adaptive_kv_stride": (1, 2, 2), "kernel_qkv": (3, 3, 3),
+}  # fmt: skip
+FORMS = {
+    "image": IMAGE,
+    "clip": CLIP,
+    "class_token": CLIP | {"cls_token": True},
+    "no_position": IMAGE | {"relative_position": "none"},
+    "windows": IMAGE | {"window": ((4, 4), (4, 4))},
+    "shifted": IMAGE | {"window": ((4, 4), (4, 4)), "window_pattern": "shifted"},
+    "max_pool": IMAGE | {"pool_mode": "max"},
+    "head_first": IMAGE | {"separate_qkv": True, "pool_first": True},
+    "scaled": IMAGE | {"relative_scaled": True},
+}
+
+
+@pytest.fixture
+def one_dnn(monkeypatch):
+    """oneDNN on any processor."""
+    monkeypatch.setenv("OPENMVIT_ONEDNN", "1")
+    one_dnn_pays.cache_clear()
+    if not one_dnn_pays():
+        pytest.skip(f"torch {torch.__version__} has no oneDNN linear layer")
+    yield
+    one_dnn_pays.cache_clear()
+
+
+def network(fields):
+    torch.manual_seed(0)
+    model = MViT(MViTConfig(depths=(1, 2), embed_dim=16, num_heads=2, num_classes=5, drop_path_rate=0.0, **fields))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "rel_pos" in name or name.endswith("bias"):
+                parameter.normal_(std=0.3)
+    return model
+
+
+def outputs(model, x, bf16=False):
+    """Logits without gradient, logits with, gradients of all parameters."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.no_grad():
+            quiet = model(x).float()
+        logits = model(x).float()
+    used = [p for name, p in model.named_parameters() if name not in model.unused_parameters()]
+    gradients = torch.autograd.grad((logits * torch.linspace(-1, 1, 5)).sum(), used)
+    return quiet, logits.detach(), *(g.detach() for g in gradients)
+
+
+def plainly(monkeypatch, model, x, bf16=False):
+    """`outputs` by the plain path alone."""
+    with monkeypatch.context() as patch:
+        patch.setattr(attention, "products_pay", lambda *_: False)
+        patch.setattr(fast, "one_dnn_pays", lambda: False)
+        patch.setattr(fast, "on_plain_cpu", lambda _: False)
+        return outputs(model, x, bf16)
+
+
+@pytest.mark.parametrize("piece", [2**20, 2**9, 2**6])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_is_that_of_the_plain_path(form, piece, monkeypatch, one_dnn):
+    monkeypatch.setattr(products, "PIECE", piece)
+    model, x = network(FORMS[form]), torch.randn(2, 3, *FORMS[form]["input_size"])
+    for ours, plain in zip(outputs(model, x), plainly(monkeypatch, model, x), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5 * max(1.0, float(plain.abs().max())))
+
+
+@pytest.mark.parametrize("form", ["image", "class_token", "no_position"])
+def test_bf16_is_as_near_to_fp32_as_the_plain_path(form, monkeypatch, one_dnn):
+    model, x = network(FORMS[form]), torch.randn(2, 3, *FORMS[form]["input_size"])
+    exact = plainly(monkeypatch, model, x)
+    ours, plain = outputs(model, x, bf16=True), plainly(monkeypatch, model, x, bf16=True)
+
+    def distances(found):
+        """Of both outputs, and of all gradients as one vector."""
+        pairs = [(f, e) for f, e in zip(found[:2], exact[:2], strict=True)]
+        pairs.append(tuple(torch.cat([t.flatten() for t in side[2:]]) for side in (found, exact)))
+        return [float((f - e).norm() / e.norm()) for f, e in pairs]
+
+    for ours_off, plain_off in zip(distances(ours), distances(plain), strict=True):
+        assert ours_off < max(1e-2, 1.5 * plain_off)
+
+
+@pytest.mark.parametrize("piece", [2**20, 3 * 7 * 8 * 5, 8])
+@pytest.mark.parametrize("extra", [0, 4])
+def test_products_are_softmax_attention(piece, extra, monkeypatch):
+    """In float64 to the last digits, whatever the pieces; gradients against finite differences."""
+    monkeypatch.setattr(products, "PIECE", piece)
+    torch.manual_seed(0)
+    q = torch.randn(4, 5, 6 + extra, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(4, 7, 6, dtype=torch.float64, requires_grad=True) for _ in "kv")
+    constant = torch.randn(4, 7, extra, dtype=torch.float64)
+
+    def attention_of(q, k, v):
+        return products.products(q, torch.cat([k, constant], -1), v)
+
+    expected = (q @ torch.cat([k, constant], -1).mT).softmax(-1) @ v
+    torch.testing.assert_close(attention_of(q, k, v), expected, rtol=1e-13, atol=1e-13)
+    with torch.no_grad():
+        torch.testing.assert_close(attention_of(q, k, v), expected, rtol=1e-13, atol=1e-13)
+    assert torch.autograd.gradcheck(attention_of, (q, k, v))
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_all_forms_of_attention_agree(rows):
+    """Written out, step by step, and in channels; with a class row among the keys and without."""
+    torch.manual_seed(0)
+    k_grid, q = (2, 3), torch.randn(2, 20, 2, 6, dtype=torch.float64)
+    k, v = (torch.randn(2, 6 + rows, 2, 6, dtype=torch.float64) for _ in "kv")
+    terms = [torch.randn(2, 2, 4, 5, n, dtype=torch.float64) for n in k_grid]
+    bias = F.pad(write_out(terms, [], ((0,), (1,)), (4, 5), k_grid), (rows, 0))
+    expected = attend(q, k, v, bias)
+    torch.testing.assert_close(attend_by_hand(q, k, v, bias)[0], expected, rtol=1e-12, atol=1e-12)
+    found = attend_in_channels(q, k, v, terms, key_indicators(k_grid, ((0,), (1,)), k))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["image", "class_token"])
+def test_gradients_of_an_attention_against_finite_differences(form):
+    config = MViTConfig(depths=(1, 1), embed_dim=4, num_heads=1, **FORMS[form])
+    module = MultiscaleAttention(config.blocks()[1]).double()
+    x = torch.randn(1, *((2, 3) if form == "image" else (2, 2, 2)), 4, dtype=torch.float64, requires_grad=True)
+    cls = torch.randn(1, 1, 4, dtype=torch.float64, requires_grad=True) if form == "class_token" else None
+    assert torch.autograd.gradcheck(lambda x: module(x, cls)[0], (x,))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gelu", ["none", "before", "after"])
+def test_linear_layers(gelu, precision, one_dnn):
+    """That of oneDNN and the public one; a release of torch that is not in `TRIED_ON` is tried here."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 5, 7, 24, requires_grad=True), torch.randn(48, 24, requires_grad=True)
+    bias, grad = torch.randn(48, requires_grad=True), torch.randn(2, 5, 7, 48)
+    options = {f"gelu_{gelu}": True} if gelu != "none" else {}
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        ours = linear(x, weight, bias, **options)
+        plain = F.linear(F.gelu(x) if gelu == "before" else x, weight, bias)
+        plain = F.gelu(plain) if gelu == "after" else plain
+        with torch.no_grad():
+            quiet = linear(x, weight, bias, **options)
+    tolerance = 1e-5 if precision == torch.float32 else 1e-2
+    assert ours.dtype == quiet.dtype == plain.dtype == precision
+    scale = tolerance * float(plain.detach().abs().max())
+    for found in (ours, quiet):
+        torch.testing.assert_close(found, plain, rtol=tolerance, atol=scale)
+    inputs = (x, weight, bias)
+    pairs = zip(
+        *(torch.autograd.grad(y, inputs, grad.to(precision), retain_graph=True) for y in (ours, plain)), strict=True
+    )
+    for a, b in pairs:
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+def test_without_one_dnn_a_linear_layer_is_the_public_one(monkeypatch):
+    monkeypatch.setenv("OPENMVIT_ONEDNN", "0")
+    one_dnn_pays.cache_clear()
+    layer, x = torch.nn.Linear(8, 16), torch.randn(3, 8)
+    assert torch.equal(apply_linear(layer, x), layer(x))
+    assert torch.equal(apply_linear(layer, x, gelu_before=True), layer(F.gelu(x)))
+    assert torch.equal(apply_linear(layer, x, gelu_after=True), F.gelu(layer(x)))
+    one_dnn_pays.cache_clear()
+
+
+def test_replaced_and_hooked_layers_are_called(one_dnn):
+    model, seen = network(IMAGE), []
+    mlp = model.blocks[0].mlp
+    mlp.fc1.register_forward_hook(lambda *_: seen.append("fc1"))
+    mlp.fc2 = torch.nn.Sequential(mlp.fc2, torch.nn.Tanh())
+    attn = model.blocks[0].attn
+    attn.proj.register_forward_pre_hook(lambda *_: seen.append("proj"))
+    x = torch.randn(1, 3, 24, 40)
+    model(x)
+    with torch.no_grad():
+        model(x)
+    assert seen == ["proj", "fc1"] * 2
+
+
+def test_a_frozen_layer_gets_no_gradient(one_dnn):
+    layer, x = torch.nn.Linear(8, 16).requires_grad_(False), torch.randn(3, 8, requires_grad=True)
+    apply_linear(layer, x, gelu_before=True).sum().backward()
+    assert x.grad is not None and layer.weight.grad is None and layer.bias.grad is None
+
+
+def test_inputs_survive_the_forward(one_dnn):
+    """Sums in place write into nobody else's memory."""
+    model, x = network(FORMS["class_token"]), torch.randn(1, 3, 4, 24, 32)
+    tokens, cls = model.embed(x)
+    before = tokens.clone(), cls.clone()
+    with torch.no_grad():
+        model.blocks[0](tokens, cls)
+    assert torch.equal(tokens, before[0]) and torch.equal(cls, before[1])
