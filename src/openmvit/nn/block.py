@@ -76,21 +76,13 @@ class MultiscaleBlock(nn.Module):
         """`[B, *grid, dim]` -> `[B, *q_grid, dim_out]`, and the class token beside it."""
         normed = each(self.norm1, x, cls)
         branch = self._branch("gamma_1", *self.attn(*normed))
-        skip = (
-            each(partial(apply_linear, self.proj), *normed)
-            if self.proj and self.config.dim != self.config.dim_attn
-            else (x, cls)
-        )
+        skip = self._widen(*normed) if self.config.dim != self.config.dim_attn else (x, cls)
         if self.config.skip_kernel:
             skip = max_pool(skip[0], self.config.skip_kernel, self.config.stride_q), skip[1]
         x, cls = _add(skip, branch)
         normed = each(self.norm2, x, cls)
         branch = self._branch("gamma_2", *each(self.mlp, *normed))
-        skip = (
-            each(partial(apply_linear, self.proj), *normed)
-            if self.proj and self.config.dim_attn != self.config.dim_out
-            else (x, cls)
-        )
+        skip = self._widen(*normed) if self.config.dim_attn != self.config.dim_out else (x, cls)
         return _add(skip, branch)
 
     def _widen(self, x: Tensor, cls: Tensor | None) -> Tokens:
