@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from openmvit.errors import UserError
 
@@ -24,3 +25,8 @@ def pick_device(name: str = "auto") -> torch.device:
     if int(number or 0) >= count:
         raise UserError(f"device is {name!r} and this machine has {count} {kind} devices", "Use --device auto or cpu")
     return torch.device(name)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network lies; one without parameters, such as an exported graph, lies on the CPU."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -121,7 +121,14 @@ def sample(
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """`boxes` `[N, 4k]` cut to a picture of `size` (height, width); a box outside becomes an empty one at the edge."""
+    """`boxes` `[N, 4k]` cut to a picture of `size` (height, width); a box outside becomes an empty one at the edge.
+
+    In an exported graph the sides are tensors.
+    """
+    if torch.compiler.is_exporting():
+        height, width = (torch.as_tensor(side, dtype=boxes.dtype) for side in size)
+        ends = torch.stack([width, height]).repeat(boxes.shape[1] // 2)
+        return torch.minimum(boxes.clamp(min=0), ends)
     return clip_boxes_to_image(boxes, size)
 
 

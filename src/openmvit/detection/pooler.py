@@ -68,7 +68,7 @@ class RoiPooler(nn.Module):
         if len(maps) != len(self.strides):
             raise UserError(f"{len(maps)} maps are given to boxes pooled from {len(self.strides)}", "Give as many")
         work = torch.promote_types(maps[0].dtype, torch.float32)
-        image = torch.cat([b.new_full([len(b)], i, dtype=torch.float32) for i, b in enumerate(boxes)])
+        image = torch.cat([b.new_full([b.shape[0]], i, dtype=torch.float32) for i, b in enumerate(boxes)])
         # A coordinate that is no number would ask the kernel for an endless grid of samples.
         flat = torch.nan_to_num(torch.cat(boxes).detach().float(), nan=0.0, posinf=0.0, neginf=0.0)
         rows = torch.cat([image[:, None], flat], dim=1).to(work)

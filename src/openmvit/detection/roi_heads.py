@@ -99,10 +99,16 @@ class RoiHeads(nn.Module):
         proposals: list[Tensor],
         sizes: Sequence[tuple[int, int]],
         with_masks: bool = True,
+        threshold: float | Tensor | None = None,
     ) -> list[Detections]:
-        """What is found in each picture, in pixels of the network's input, best first; arguments as in `forward`."""
+        """What is found in each picture, in pixels of the network's input, best first; arguments as in `forward`.
+
+        Args:
+            threshold: only higher scores count; None for the configuration's.
+        """
+        threshold = self.config.score_threshold if threshold is None else threshold
         maps = maps[: len(self.box_pooler.strides)]
-        counts, boxes = [len(b) for b in proposals], [b.float() for b in proposals]
+        counts, boxes = [b.shape[0] for b in proposals], [b.float() for b in proposals]
         moved = torch.cat(boxes)
         scores = moved.new_zeros(())
         for stage in range(self.stages):
@@ -112,7 +118,7 @@ class RoiHeads(nn.Module):
             if stage + 1 < self.stages:
                 boxes = [clip(b, size) for b, size in zip(moved.split(counts), sizes, strict=True)]
         scores = (scores * (1 / self.stages)).split(counts)
-        found = [self._select(*one) for one in zip(moved.split(counts), scores, sizes, strict=True)]
+        found = [self._select(*one, threshold) for one in zip(moved.split(counts), scores, sizes, strict=True)]
         return self.predict_masks(maps, found) if with_masks else found
 
     @torch.no_grad()
@@ -121,17 +127,17 @@ class RoiHeads(nn.Module):
         maps = maps[: len(self.mask_pooler.strides)]
         logits = self.mask_predictor(self.mask_head(self.mask_pooler(maps, [d.boxes for d in detections])))
         labels = torch.cat([d.labels for d in detections])
-        probs = logits[torch.arange(len(labels), device=labels.device), labels].float().sigmoid()
-        parts = probs.split([len(d) for d in detections])
+        probs = logits[torch.arange(labels.shape[0], device=labels.device), labels].float().sigmoid()
+        parts = probs.split([d.boxes.shape[0] for d in detections])
         return [dataclasses.replace(d, mask_probs=p) for d, p in zip(detections, parts, strict=True)]
 
-    def _select(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Detections:
+    def _select(self, boxes: Tensor, scores: Tensor, size: tuple[int, int], threshold: float | Tensor) -> Detections:
         config = self.config
         found = select_detections(
             boxes,
             scores,
             size,
-            threshold=config.score_threshold,
+            threshold=threshold,
             nms=config.nms,
             limit=config.max_detections,
             soft=config.soft_nms,

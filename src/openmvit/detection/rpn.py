@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import batched_nms
 
 from openmvit.detection.boxes import BoxCoder, clip, match, nonempty, pairwise_iou, sample
 from openmvit.detection.config import DetectorConfig
+from openmvit.detection.suppression import suppress
 
 _BACKGROUND_BELOW, _OBJECT_FROM = 0.3, 0.7
 """Overlap of an anchor with an object."""
@@ -159,7 +159,7 @@ def best_per_map(logits: Sequence[Tensor], count: int) -> tuple[Tensor, list[Ten
         The logits `[B, P]` of all maps side by side, best first within each map; their row numbers `[B, P_map]` per
         map; the number of the map int64 `[P]`.
     """
-    best = [logit.topk(min(count, logit.shape[1]), dim=1) for logit in logits]
+    best = [logit.topk(torch.sym_min(count, logit.shape[1]), dim=1) for logit in logits]
     maps = [torch.full((b.values.shape[1],), i, device=b.values.device) for i, b in enumerate(best)]
     return torch.cat([b.values for b in best], dim=1), [b.indices for b in best], torch.cat(maps)
 
@@ -199,7 +199,7 @@ def select_proposals(
         box = clip(box, size)
         good = good & nonempty(box)
         box, logit = box[good], logit[good]
-        keep = batched_nms(box, logit, levels[good], nms)[:limit]
+        keep = suppress(box, logit, levels[good], nms, limit)
         chosen_boxes.append(box[keep])
         chosen_logits.append(logit[keep])
     return chosen_boxes, chosen_logits

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from openmvit.detection.augmentation import View, detect_augmented, selecting
 from openmvit.detection.config import DetectorConfig, SoftNms
@@ -19,6 +20,16 @@ SOFT_THRESHOLD = 0.001
 """Score from which boxes take part in soft suppression: it lowers scores, so little is gained if low ones are cut."""
 
 _METHODS = ("none", "linear", "gaussian")
+
+
+class Graph(Protocol):
+    """A detector that was written as a graph: one picture at a time, and no rule but the threshold can change."""
+
+    config: DetectorConfig
+
+    def __call__(
+        self, images: Sequence[Tensor], *, output_sizes: Sequence[tuple[int, int]], threshold: float
+    ) -> list[Detections]: ...
 
 
 @dataclass(frozen=True)
@@ -57,21 +68,40 @@ class Search:
         threshold = config.score_threshold if self.score is None else self.score
         return {"soft_nms": soft, "score_threshold": threshold if soft == "none" else min(threshold, SOFT_THRESHOLD)}
 
-    def find(self, model: Detector, pictures: Sequence[tuple[Sequence[View], tuple[int, int]]]) -> list[Detections]:
+    def find(
+        self, model: Detector | Graph, pictures: Sequence[tuple[Sequence[View], tuple[int, int]]]
+    ) -> list[Detections]:
         """What is found in each picture, in its own pixels, on the CPU.
 
         Args:
             model: left in the mode it is in.
             pictures: views, and height and width that the answer is in; those of one batch.
+        Raises:
+            UserError: if the search needs more of a graph than a threshold.
         """
         if not pictures:
             return []
+        if not isinstance(model, Detector):
+            return self._find_by_graph(model, pictures)
         with torch.inference_mode(), evaluating(model), selecting(model, **self.rules(model.config)):
             if self.tta:
                 found = [detect_augmented(model, views, size, self.batch) for views, size in pictures]
             else:
                 found = model([views[0].image for views, _ in pictures], output_sizes=[size for _, size in pictures])
         return [self._reported(one.to("cpu")) for one in found]
+
+    def _find_by_graph(
+        self, model: Graph, pictures: Sequence[tuple[Sequence[View], tuple[int, int]]]
+    ) -> list[Detections]:
+        rules = self.rules(model.config)
+        for name, given in (("tta", self.tta), ("batch", self.batch > 1), ("soft_nms", rules["soft_nms"] != "none")):
+            if given:
+                raise UserError(
+                    f"{name} is given and the detector is an exported graph", "Leave it out, or name the run"
+                )
+        images, sizes = [views[0].image for views, _ in pictures], [size for _, size in pictures]
+        found = model(images, output_sizes=sizes, threshold=rules["score_threshold"])
+        return [self._reported(one) for one in found]
 
     def _reported(self, found: Detections) -> Detections:
         return found if self.score is None else found[found.scores > self.score]

@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from openmvit.detection.boxes import clip, pairwise_iou
 from openmvit.detection.config import SoftNms
+from openmvit.detection.suppression import suppress
 from openmvit.errors import UserError
 
 _TAKEN = -1.0
@@ -23,7 +23,7 @@ def select_detections(
     scores: Tensor,
     size: tuple[int, int],
     *,
-    threshold: float,
+    threshold: float | Tensor,
     nms: float,
     limit: int,
     soft: SoftNms = "none",
@@ -49,7 +49,7 @@ def select_detections(
     per_row = boxes.unflatten(1, (-1, 4)).expand(-1, scores.shape[1], -1)
     found, value = clip(per_row[rows, labels], size), scores[rows, labels]
     if soft == "none":
-        keep = batched_nms(found, value, labels, nms)[:limit]
+        keep = suppress(found, value, labels, nms, limit)
         value = value[keep]
     else:
         keep, value = soft_nms(found, value, labels, soft, limit=limit)

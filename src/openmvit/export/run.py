@@ -67,7 +67,12 @@ def export(
     path = file_for(target, (".int8" if int8 else "") + SUFFIXES[format], out)
     network, card = load_model(target)
     if not isinstance(network, MViT):
-        raise UserError("Detectors cannot be exported yet", "Give a classifier")
+        from openmvit.export.detectors import plan_detector
+
+        for name, given in (("int8", int8), ("imgsz", imgsz is not None), ("fixed", fixed)):
+            if given:
+                raise UserError(f"{name} is given and {target} is a detector", "Accepted for classifiers")
+        return write(plan_detector(network, card), format, path)
     return write(plan_classifier(network, card, imgsz, fixed), format, path, int8)
 
 

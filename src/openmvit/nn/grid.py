@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from openmvit.config import Size
+from openmvit.nn.symbolic import is_symbolic
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _MAX: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -57,27 +59,39 @@ def partition(x: Tensor, window: Size, shifted: bool = False) -> Tensor:
     Returns:
         `[B * windows, *window, ...]`, the windows of a sample in row-major order.
     """
-    ndim = len(window)
-    padding = [-n % w for n, w in zip(x.shape[1 : 1 + ndim], window, strict=True)]
-    if any(padding):
+    ndim, grid = len(window), x.shape[1 : 1 + len(window)]
+    counts = _counts(grid, window)
+    padding = [c * w - n for c, w, n in zip(counts, window, grid, strict=True)]
+    if is_symbolic(*padding) or any(padding):
         x = F.pad(x, [0] * 2 * (x.dim() - 1 - ndim) + [p for n in reversed(padding) for p in (0, n)])
     if shifted:
         x = _roll(x, window, -1)
-    for axis, side in enumerate(window):
-        x = x.unflatten(1 + 2 * axis, (-1, side))
-    return x.movedim(tuple(range(1, 1 + 2 * ndim, 2)), tuple(range(1, 1 + ndim))).flatten(0, ndim)
+    for axis, (count, side) in enumerate(zip(counts, window, strict=True)):
+        x = x.unflatten(1 + 2 * axis, (count, side))
+    x = x.movedim(tuple(range(1, 1 + 2 * ndim, 2)), tuple(range(1, 1 + ndim)))
+    return _copied(x, counts).flatten(0, ndim)
 
 
 def merge(x: Tensor, window: Size, grid: Size, shifted: bool = False) -> Tensor:
     """Inverse of `partition`: `[B * windows, *window, ...]` -> `[B, *grid, ...]`."""
-    ndim = len(window)
-    counts = tuple(-(-n // w) for n, w in zip(grid, window, strict=True))
-    x = x.unflatten(0, (-1, *counts)).movedim(tuple(range(1, 1 + ndim)), tuple(range(1, 1 + 2 * ndim, 2)))
+    ndim, counts = len(window), _counts(grid, window)
+    x = x.unflatten(0, (x.shape[0] // prod(counts), *counts))
+    x = _copied(x.movedim(tuple(range(1, 1 + ndim)), tuple(range(1, 1 + 2 * ndim, 2))), counts)
     for axis in range(ndim):
         x = x.flatten(1 + axis, 2 + axis)
     if shifted:
         x = _roll(x, window, 1)
     return x[(slice(None), *(slice(n) for n in grid))]
+
+
+def _counts(grid: Sequence[int], window: Size) -> Size:
+    """Windows along each axis, the padded ones too."""
+    return tuple((n + w - 1) // w for n, w in zip(grid, window, strict=True))
+
+
+def _copied(x: Tensor, counts: Size) -> Tensor:
+    """Where the counts are symbols a copy, so that no later view has to ask whether one of them is 1."""
+    return x.clone(memory_format=torch.contiguous_format) if is_symbolic(*counts) else x
 
 
 def _roll(x: Tensor, window: Size, sign: int) -> Tensor:
@@ -93,7 +107,7 @@ def same_region(grid: Size, window: Size, k_window: Size, device: torch.device) 
     Returns:
         bool `[windows, prod(window), prod(k_window)]`.
     """
-    counts = [-(-n // w) for n, w in zip(grid, window, strict=True)]
+    counts = _counts(grid, window)
     rows = []
     for sides in (window, k_window):
         regions = torch.zeros(1, *(1,) * len(grid), dtype=torch.int64, device=device)

@@ -22,7 +22,9 @@ from openmvit.detection.config import SoftNms
 from openmvit.detection.detections import Detections
 from openmvit.detection.detector import Detector
 from openmvit.detection.search import Search, run_lengths
+from openmvit.device import device_of
 from openmvit.errors import UserError
+from openmvit.exported.detectors import ExportedDetector
 from openmvit.predict.detected import Detection, detections_csv, detections_text
 from openmvit.predict.drawing import draw_objects
 from openmvit.predict.images import check_picture, open_picture
@@ -115,8 +117,9 @@ class DetectionPredictor:
 
     options: ClassVar[frozenset[str]] = frozenset({"batch", "score", "soft_nms", "tta", "hop"})
 
-    def __init__(self, model: Detector, card: dict[str, Any]) -> None:
-        self.model, self.card, self.kind = model.eval(), card, PictureKind()
+    def __init__(self, model: Detector | ExportedDetector, card: dict[str, Any]) -> None:
+        self.model: Detector | ExportedDetector = model.eval()
+        self.card, self.kind = card, PictureKind()
         test_views(card["preprocessing"], model.config)
         count = model.config.num_classes
         names = tuple(str(name) for name in card.get("classes") or ())
@@ -126,7 +129,7 @@ class DetectionPredictor:
     @property
     def device(self) -> torch.device:
         """Where the network lies."""
-        return next(self.model.parameters()).device
+        return device_of(self.model)
 
     def predict(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor
 from openmvit.data.video_reader import VideoDecodeError
 from openmvit.device import pick_device
 from openmvit.errors import UserError
-from openmvit.exported import ExportedClassifier
+from openmvit.exported import ExportedClassifier, ExportedNetwork
 from openmvit.model import MViT
 from openmvit.predict.answers import Prediction, Window, predictions_csv, predictions_text
 from openmvit.predict.clips import ClipKind
@@ -78,13 +78,12 @@ def load(target: str | Path, device: str = "auto", classes: str | Path | None = 
     """
     place = pick_device(device)
     model, card = load_network(target, classes)
-    if isinstance(model, ExportedClassifier):
-        return Predictor(model.on(device), card)
-    if isinstance(model, MViT):
-        return Predictor(model.to(place), card)
+    model = model.on(device) if isinstance(model, ExportedNetwork) else model.to(place)
+    if isinstance(model, MViT | ExportedClassifier):
+        return Predictor(model, card)
     from openmvit.predict.detection import DetectionPredictor
 
-    return DetectionPredictor(model.to(place), card)
+    return DetectionPredictor(model, card)
 
 
 class Predictor:

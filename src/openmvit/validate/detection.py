@@ -20,8 +20,10 @@ from openmvit.detection.augmentation import Views, test_views
 from openmvit.detection.config import DetectorConfig
 from openmvit.detection.detector import Detector
 from openmvit.detection.search import Search, run_lengths
+from openmvit.device import device_of
 from openmvit.errors import UserError
 from openmvit.evaluation.coco import CocoResult, CocoScorer
+from openmvit.exported.detectors import ExportedDetector
 from openmvit.validate.heldout import split_of
 from openmvit.validate.pictures import write_report
 
@@ -52,7 +54,7 @@ class TestPictures(Dataset[dict[str, Any]]):
 
 
 def validate_detector(
-    model: Detector,
+    model: Detector | ExportedDetector,
     card: Mapping[str, Any],
     data: DetectionData,
     split: str,
@@ -79,7 +81,7 @@ def validate_detector(
     views, rules = test_views(preprocessing, model.config, search.tta), search.rules(model.config)
     numbers, table = class_numbers(data, card, model.config.num_classes), split_of(data, split)
     assert isinstance(table, DetectionTable)
-    with processes.together(next(model.parameters()).device):
+    with processes.together(device_of(model)):
         loader = _loader(TestPictures(table, views), 1 if search.tta else search.batch, means[1])
         scorer = CocoScorer(data.classes, data.category_ids, table.ground_truth(), limit=finds_scored(model.config))
         bad = search_all(model, loader, search, scorer, table, numbers)
@@ -110,7 +112,7 @@ def _loader(pictures: TestPictures, batch: int, workers: int) -> DataLoader[dict
 
 
 def search_all(
-    model: Detector,
+    model: Detector | ExportedDetector,
     loader: Iterable[Sequence[dict[str, Any]]],
     search: Search,
     scorer: CocoScorer,

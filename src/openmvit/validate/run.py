@@ -19,7 +19,7 @@ from openmvit.data.samples import LabelledData, SampleTable
 from openmvit.device import pick_device
 from openmvit.errors import UserError
 from openmvit.evaluation.classification import ClassificationScores, MultiLabelScores
-from openmvit.exported import ExportedClassifier
+from openmvit.exported import ExportedClassifier, ExportedNetwork
 from openmvit.model import MViT
 from openmvit.validate.heldout import as_held_out, open_data, split_of
 from openmvit.validate.protocols import ClipProtocol, ImageProtocol, TestProtocol, ViewOrder
@@ -53,18 +53,16 @@ def validate(
         split: val, test, train, or all.
         batch: images or clips per step; default 32 or 8, and 1 for detectors (see `detection.search.Search`).
         options: in place of the checkpoint's: `imgsz`; for images `crop_ratio` (0 squashes the whole image), for
-            videos `clips` and `crops`; for detectors `tta` (several sizes, mirrored too), `soft_nms` (none, linear,
-            gaussian) and `out`, a folder for COCO results and pictures.
+            videos `clips` and `crops`; for detectors those of `Search` and `out`, a folder for results and pictures.
     Raises:
         UserError: if target, data or an option cannot be used, or the data's classes are not those of the model.
     """
     if (batch is not None and batch < 1) or workers < 0:
         raise UserError(f"batch is {batch} and workers is {workers}", "Accepted: at least 1, and at least 0")
-    place = _place(device)
-    model, card = load_network(target)
-    if isinstance(model, ExportedClassifier):
+    place, (model, card) = _place(device), load_network(target)
+    if isinstance(model, ExportedNetwork):
         model, place = model.on(device), torch.device("cpu")
-    elif not isinstance(model, MViT):
+    if not isinstance(model, MViT | ExportedClassifier):
         from openmvit.validate.detection import validate_detector
 
         annotated = as_held_out(open_data(open_detection, card, data), target, card, data)

@@ -20,6 +20,7 @@ from openmvit.zoo.files import find_file
 
 if TYPE_CHECKING:
     from openmvit.detection.detector import Detector
+    from openmvit.exported.detectors import ExportedDetector
 
 
 @overload
@@ -181,7 +182,7 @@ def load_model(target: str | Path, classes: str | Path | None = None) -> tuple[M
 
 def load_network(
     target: str | Path, classes: str | Path | None = None
-) -> tuple[MViT | Detector | ExportedClassifier, dict[str, Any]]:
+) -> tuple[MViT | Detector | ExportedClassifier | ExportedDetector, dict[str, Any]]:
     """What `load_model` takes, or an ONNX file of `openmvit export`: all that `val` and `predict` run.
 
     Raises:
@@ -191,7 +192,12 @@ def load_network(
         return load_model(target, classes)
     path = locate(str(target)) or find(target)
     session, card = open_exported(path)
-    network = ExportedClassifier(path, session, card)
+    if card.get("task") == "detection":
+        from openmvit.exported.detectors import ExportedDetector
+
+        network = ExportedDetector(path, session, card)
+    else:
+        network = ExportedClassifier(path, session, card)
     if classes is not None:
         card["classes"] = class_names(network.config.num_classes, path, file=classes)[0]
     return network, card

@@ -86,7 +86,7 @@ class ExportedNetwork(nn.Module):
             taken = " x ".join(map(str, wanted))
             raise UserError(f"{self.path} takes {taken} and got {shown}", "Export it for that size: --imgsz")
         step = self.card.get("export", {}).get("multiple", 0)
-        if step and any(n % step for n in x.shape[-2:]):
+        if step and x.dim() > 2 and any(n % step for n in x.shape[-2:]):
             raise UserError(
                 f"{self.path} takes sides that are multiples of {step} and got {shown}",
                 "Choose another --imgsz, or export it for that size: --fixed --imgsz",
