@@ -8,7 +8,8 @@ from openmvit.config import MViTConfig
 from openmvit.model import MViT
 from openmvit.nn import attention, fast, products
 from openmvit.nn.attention import MultiscaleAttention, attend, attend_by_hand, attend_in_channels
-from openmvit.nn.fast import apply_linear, linear, one_dnn_pays
+from openmvit.nn.fast import apply_linear, depthwise, linear, one_dnn_pays
+from openmvit.nn.grid import conv
 from openmvit.nn.relative import key_indicators, write_out
 
 TRIED_ON = ("2.11", "2.15")
@@ -139,6 +140,22 @@ def test_gradients_of_an_attention_against_finite_differences(form):
     x = torch.randn(1, *((2, 3) if form == "image" else (2, 2, 2)), 4, dtype=torch.float64, requires_grad=True)
     cls = torch.randn(1, 1, 4, dtype=torch.float64, requires_grad=True) if form == "class_token" else None
     assert torch.autograd.gradcheck(lambda x: module(x, cls)[0], (x,))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize("taps", [1, 3, 5])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
+def test_filters_frame_by_frame(stride, taps, frames):
+    torch.manual_seed(0)
+    x = torch.randn(2, frames, 5, 4, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 1, taps, 3, 3, dtype=torch.float64, requires_grad=True)
+    padding = (taps // 2, 1, 1)
+    found, expected = depthwise(x, weight, stride, padding), conv(x, weight, None, stride, padding, groups=3)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    grad = torch.randn_like(expected)
+    pairs = zip(*(torch.autograd.grad(y, (x, weight), grad) for y in (found, expected)), strict=True)
+    for ours, plain in pairs:
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from openmvit.config import PoolMode, Size
-from openmvit.nn.grid import avg_pool, conv, max_pool
+from openmvit.nn.fast import depthwise
+from openmvit.nn.grid import avg_pool, max_pool
 
 
 class TokenPool(nn.Module):
@@ -41,8 +42,4 @@ class TokenPool(nn.Module):
             return avg_pool(x, self.kernel, self.stride)
         channels, padding = x.shape[-1], tuple(k // 2 for k in self.kernel)
         weight = self.weight.repeat(channels // self.weight.shape[0], *(1,) * (self.weight.dim() - 1))
-        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled():
-            # The CPU's bf16 backward of depthwise filters takes 3 to 18 times as long as that in fp32.
-            with torch.autocast("cpu", enabled=False):
-                return conv(x.float(), weight.float(), None, self.stride, padding, groups=channels).to(x.dtype)
-        return conv(x, weight, None, self.stride, padding, groups=channels)
+        return depthwise(x, weight, self.stride, padding)
