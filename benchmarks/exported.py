@@ -1,6 +1,6 @@
 """Exported graphs against the network itself on a CPU: ONNX Runtime in fp32 and int8, OpenVINO where it is installed.
 
-    OMP_NUM_THREADS=1 python benchmarks/exported.py --clock processor --out benchmarks/exported.md
+    OMP_NUM_THREADS=1 python benchmarks/exported.py --clock processor --rounds 11 --out benchmarks/exported.md
 
 All sides hold the same random weights, use the same number of threads and take turns in one process. The outputs are
 compared first.
@@ -97,7 +97,7 @@ def measure(name: str, batch: int, how: tuple[int, str], folder: Path) -> list[s
 def main() -> None:
     """Measure all cases; write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -107,7 +107,8 @@ def main() -> None:
         ]
     packages = [p for p in ("torch", "onnx", "onnxruntime", "openvino") if importlib.util.find_spec(p)]
     about = ", ".join(f"{package} {version(package)}" for package in packages)
-    command = f"OMP_NUM_THREADS={torch.get_num_threads()} python benchmarks/exported.py --clock {options.clock}"
+    words = f"--clock {options.clock} --rounds {options.rounds}"
+    command = f"OMP_NUM_THREADS={torch.get_num_threads()} python benchmarks/exported.py {words}"
     text = f"""# Exported graphs
 
 `{command} --out benchmarks/exported.md`; {about}; {processor(CPU)}.
