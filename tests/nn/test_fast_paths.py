@@ -10,7 +10,7 @@ from openmvit.nn import attention, fast, products
 from openmvit.nn.attention import MultiscaleAttention, attend, attend_by_hand, attend_in_channels
 from openmvit.nn.fast import apply_linear, depthwise, linear, one_dnn_pays
 from openmvit.nn.grid import conv
-from openmvit.nn.relative import key_indicators, write_out
+from openmvit.nn.relative import key_indicators, query_terms, write_out
 
 TRIED_ON = ("2.11", "2.15")
 """Releases of torch whose private linear layer was compared with the public one."""
@@ -99,24 +99,26 @@ def test_bf16_is_as_near_to_fp32_as_the_plain_path(form, monkeypatch, one_dnn):
         assert ours_off < max(1e-2, 1.5 * plain_off)
 
 
-@pytest.mark.parametrize("piece", [2**20, 3 * 7 * 8 * 5, 8])
-@pytest.mark.parametrize("extra", [0, 4])
-def test_products_are_softmax_attention(piece, extra, monkeypatch):
+@pytest.mark.parametrize("piece", [2**20, 3 * 6 * 8 * 20, 8])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("rows", [0, 1])
+def test_products_are_softmax_attention(rows, scaled, piece, monkeypatch):
     """In float64 to the last digits, whatever the pieces; gradients against finite differences."""
     monkeypatch.setattr(products, "PIECE", piece)
     torch.manual_seed(0)
-    q = torch.randn(4, 5, 6 + extra, dtype=torch.float64, requires_grad=True)
-    k, v = (torch.randn(4, 7, 6, dtype=torch.float64, requires_grad=True) for _ in "kv")
-    constant = torch.randn(4, 7, extra, dtype=torch.float64)
+    groups, k_grid = ((0,), (1,)), (2, 3)
+    q = torch.randn(2, 4, 5, 2, 3, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(2, rows + 6, 2, 3, dtype=torch.float64, requires_grad=True) for _ in "kv")
+    tables = [torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (7, 9)]
 
-    def attention_of(q, k, v):
-        return products.products(q, torch.cat([k, constant], -1), v)
+    def by_products(q, k, v, *tables):
+        return products.attend_by_products(q, k, v, tables, groups, k_grid, scaled)
 
-    expected = (q @ torch.cat([k, constant], -1).mT).softmax(-1) @ v
-    torch.testing.assert_close(attention_of(q, k, v), expected, rtol=1e-13, atol=1e-13)
-    with torch.no_grad():
-        torch.testing.assert_close(attention_of(q, k, v), expected, rtol=1e-13, atol=1e-13)
-    assert torch.autograd.gradcheck(attention_of, (q, k, v))
+    terms = [t * 3**-0.5 if scaled else t for t in query_terms(q, tables, groups, k_grid)]
+    bias = F.pad(write_out(terms, [], groups, (4, 5), k_grid), (rows, 0))
+    expected = attend(q.flatten(1, 2), k, v, bias).unflatten(1, (4, 5))
+    torch.testing.assert_close(by_products(q, k, v, *tables), expected, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(by_products, (q, k, v, *tables), fast_mode=piece > 8)
 
 
 @pytest.mark.parametrize("rows", [0, 1])

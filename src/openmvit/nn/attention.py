@@ -13,7 +13,7 @@ from openmvit.config import BlockConfig, Size
 from openmvit.nn.fast import apply_linear, linear, on_plain_cpu, products_pay
 from openmvit.nn.grid import each, merge, partition, same_region
 from openmvit.nn.pooling import TokenPool
-from openmvit.nn.products import products
+from openmvit.nn.products import attend_by_products
 from openmvit.nn.relative import key_indicators, key_terms, query_terms, value_term, write_out
 from openmvit.nn.symbolic import is_symbolic
 
@@ -136,13 +136,15 @@ class MultiscaleAttention(nn.Module):
             mask: bool `[windows, Lq, Lk]`, true where a query of the window may see a key.
         """
         c, q_grid, k_grid = self.config, tuple(q.shape[1:-2]), tuple(k.shape[1:-2])
-        of_queries, of_keys = self._terms(q, k)
         rows = q.flatten(1, -3), _rows(k_cls, k), _rows(v_cls, v)
-        scores = windows * c.num_heads * rows[0].shape[1] * rows[1].shape[1]
-        large = bool(of_queries) and not is_symbolic(scores) and scores > MOST_SCORES
+        pairs = windows * c.num_heads * rows[0].shape[1] * rows[1].shape[1]
         fits = mask is None and (c.fits_channels or not c.relative_groups)
-        if fits and (large or products_pay(q, len(k_grid))):
-            position = key_indicators(k_grid, c.relative_groups, k) if of_queries else None
+        large = bool(c.relative_groups) and not is_symbolic(pairs) and pairs > MOST_SCORES
+        if fits and on_plain_cpu(q) and (large or products_pay(q)):
+            return attend_by_products(q, *rows[1:], self.tables(), c.relative_groups, k_grid, c.relative_scaled)
+        of_queries, of_keys = self._terms(q, k)
+        if fits and large:
+            position = key_indicators(k_grid, c.relative_groups, k)
             return attend_in_channels(*rows, of_queries, position).unflatten(1, q_grid)
         bias = write_out(of_queries, of_keys, c.relative_groups, q_grid, k_grid) if of_queries or of_keys else None
         if bias is not None and k_cls is not None:
@@ -195,14 +197,11 @@ def attend_by_hand(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tupl
     return (weights @ v).transpose(1, 2), weights
 
 
-def attend_in_channels(
-    q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor] = (), position: Tensor | None = None
-) -> Tensor:
+def attend_in_channels(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], position: Tensor) -> Tensor:
     """The same softmax with the position term as extra channels, so that no matrix `[Lq, Lk]` is ever held.
 
     Queries get their `query_terms` and keys a one-hot position per axis: the scalar product of both is the term. A
-    class row in front of the keys has zeros there. A fused kernel, or `products`, then needs memory that is linear in
-    the tokens.
+    class row in front of the keys has zeros there. A fused kernel then needs memory that is linear in the tokens.
 
     Args:
         q: `[B, Lq, h, c]`. k, v: `[B, Lk, h, c]`.
@@ -212,14 +211,10 @@ def attend_in_channels(
         `[B, Lq, h, c]`.
     """
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    channels, dtype = q.shape[-1], v.dtype
-    q = torch.cat([q * channels**-0.5, *(t.flatten(2, -2) for t in terms)], dim=-1).to(dtype)
-    if position is not None:
-        position = F.pad(position, (0, 0, k.shape[-2] - position.shape[0], 0)).expand(*k.shape[:2], -1, -1)
-        k = torch.cat([k, position], dim=-1).to(dtype)
-    if on_plain_cpu(q):
-        rows = (t.flatten(0, 1).contiguous() for t in (q, k, v))
-        return products(*rows).unflatten(0, q.shape[:2]).transpose(1, 2)
+    channels = q.shape[-1]
+    position = F.pad(position, (0, 0, k.shape[-2] - position.shape[0], 0)).expand(*k.shape[:2], -1, -1)
+    q = torch.cat([q * channels**-0.5, *(t.flatten(2, -2).to(q.dtype) for t in terms)], dim=-1)
+    k = torch.cat([k, position], dim=-1)
     # The fused kernels want values as wide as the keys.
     v = F.pad(v, (0, k.shape[-1] - channels))
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :channels].transpose(1, 2)

@@ -27,17 +27,14 @@ def on_plain_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
-def products_pay(q: Tensor, axes: int) -> bool:
-    """Whether attention is faster with its position term in channels and by `products`.
+def products_pay(q: Tensor) -> bool:
+    """Whether `attend_by_products` is faster on a CPU than the library's kernel, for queries `[B, *grid, h, c]`.
 
-    On a CPU always but for images in float32 without gradient, where the library's fused kernel is ahead by a little:
-    in bf16 that kernel computes at the speed of float32, with a gradient it gives way to one that keeps all scores, and
-    on three axes the written term costs more than the products. Figures: benchmarks/NOTES.md.
-
-    Args:
-        axes: of the grid.
+    Always but for images in float32 without gradient, where the kernel is ahead by a little: in bf16 it computes at the
+    speed of float32, with a gradient it gives way to one that keeps all scores, and on three axes writing the term out
+    costs more than the products. Figures: benchmarks/NOTES.md.
     """
-    return on_plain_cpu(q) and (q.dtype != torch.float32 or torch.is_grad_enabled() or axes > 2)
+    return q.dtype != torch.float32 or torch.is_grad_enabled() or q.dim() > 5
 
 
 @cache

@@ -83,7 +83,7 @@ def query_terms(q: Tensor, tables: Sequence[Tensor], groups: Groups, k_grid: Siz
     """
     terms, axes = [], _Q[: len(k_grid)]
     for table, group in zip(tables, groups, strict=True):
-        rows = relative_rows(table, *_sizes(group, q.shape[1:-2], k_grid))
+        rows = relative_rows(table, *_sizes(group, q.shape[1:-2], k_grid)).to(q.dtype)
         own_q, own_k = _letters(group)
         terms.append(torch.einsum(f"b{axes}hc,{own_q}{own_k}c->bh{axes}{own_k}", q, rows))
     return terms
