@@ -123,8 +123,8 @@ def test_memory_hardly_depends_on_depth():
     shallow, deep = peak_bytes(4, "mean"), peak_bytes(32, "mean")
     assert deep <= 1.02 * shallow
     # The same network by plain autograd, and the ordinary network, keep every block's activations.
-    assert peak_bytes(32, "mean", recompute=False) > 3 * peak_bytes(4, "mean", recompute=False) > 3 * shallow
-    assert peak_bytes(32, "none") > 3 * peak_bytes(4, "none")
+    assert peak_bytes(32, "mean", recompute=False) > 2.5 * peak_bytes(4, "mean", recompute=False) > 4 * shallow
+    assert peak_bytes(32, "none") > 2.5 * peak_bytes(4, "none")
 
 
 def test_shards_of_parameters_need_kept_activations(tmp_path):
