@@ -69,7 +69,7 @@ def linear(
     # A traced graph shows the layers themselves to those who count, compile or export it.
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    one_dnn = x.device.type == "cpu" and dtype in TYPES and one_dnn_pays()
+    one_dnn = not traced and x.device.type == "cpu" and dtype in TYPES and one_dnn_pays()
     if traced or not (one_dnn or (grad and gelu_before)) or type(weight) not in (Tensor, nn.Parameter):
         x = F.linear(F.gelu(x) if gelu_before else x, weight, bias)
         return F.gelu(x) if gelu_after else x
