@@ -71,7 +71,10 @@ def plan_detector(detector: Detector, card: dict[str, Any]) -> Plan:
     test_views(card["preprocessing"], config)
     graph = DetectorGraph(detector.eval().requires_grad_(False).cpu()).eval()
     step, side = padded_to(config), config.square_pad
-    sizes = [(side, side)] * 3 if side else [(3 * step, 4 * step), (5 * step, 2 * step), (8 * step, 7 * step)]
+    # The first one is traced: as one window is not pooled like many, it has several along both sides.
+    several = (_widest_window(config) // step + 1) * step
+    sizes = [(several, several + step), (2 * step, 3 * step), (several + 2 * step, 2 * step)]
+    sizes = [(side, side)] * 3 if side else sizes
     dynamic: dict[int, Any] = {}
     named, words = {}, f"one picture, padded to {side} x {side}"
     if not side:
@@ -98,6 +101,16 @@ def plan_detector(detector: Detector, card: dict[str, Any]) -> Plan:
 def padded_to(config: DetectorConfig) -> int:
     """Pixels of which the sides of a graph's picture are multiples: 32 in all published detectors."""
     return lcm(config.divisor, common_stride(config.backbone))
+
+
+def _widest_window(config: DetectorConfig) -> int:
+    """Pixels along the longest side of a window; two strides where there is none."""
+    trunk = config.backbone
+    strides = [
+        p * q**i for i in range(len(trunk.windows)) for p, q in zip(trunk.patch_stride, trunk.stride_q, strict=True)
+    ]
+    sides = [side for window in trunk.windows for side in window]
+    return max((n * s for n, s in zip(sides, strides, strict=True)), default=2 * padded_to(config))
 
 
 @torch.no_grad()
