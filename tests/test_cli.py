@@ -1,7 +1,9 @@
 """The command line: verbs, spellings of options, help without torch, info, models, convert, data, doctor."""
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import fields
@@ -178,6 +180,14 @@ def test_the_nearest_of_many_words_are_named():
     said = did_you_mean("zzzz", names)
     assert said.startswith(f"The nearest of {len(names)} are ") and len(said.split(", ")) == 3
     assert did_you_mean("zzzz", ["image", "video"]) == "Accepted: image, video"
+
+
+@pytest.mark.parametrize("words", [("no data", "Give --data DIR"), ("It failed",), ("a  b\n c", "d")])
+def test_an_error_is_the_same_after_its_way_between_processes(words):
+    error = UserError(*words)
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(again) is UserError
+        assert (str(again), again.cause, again.fix) == (str(error), error.cause, error.fix)
 
 
 @pytest.mark.parametrize("argv", [["--epoch", "3"], ["--ep=3"], ["epoch=3"], ["-e", "3"], ["a", "b"], ["--data"]])

@@ -13,7 +13,6 @@ from openmvit.weights import find_card
 from pages import ROOT, blocks, check_command, commands, links, run_python
 
 PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
-OURS = [page for page in PAGES if not page.startswith("docs/ablations/")]
 TABLES = [page for page in PAGES if re.search(r"paper/table_\w+\.md$", page)]
 
 
@@ -82,23 +81,23 @@ def test_python_blocks_run(page, tmp_path):
     run_python("\n".join([f"REPOSITORY = {str(ROOT)!r}", *blocks(page, "python")]), tmp_path)
 
 
-@pytest.mark.parametrize("line", commands(OURS))
+@pytest.mark.parametrize("line", commands(PAGES))
 def test_commands_exist(line):
     check_command(line)
 
 
 def test_recipes_and_tables_named_in_commands_exist():
-    named = {line.split()[2] for line in commands(OURS) if re.match(r"openmvit train [^-]", line)}
+    named = {line.split()[2] for line in commands(PAGES) if re.match(r"openmvit train [^-]", line)}
     assert len(named) > 20
     assert named <= {*list_recipes(), *list_ablations()}
 
 
-@pytest.mark.parametrize("page", OURS)
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     for target in links(page):
         assert ((ROOT / page).parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", OURS)
+@pytest.mark.parametrize("page", PAGES)
 def test_pages_are_plain(page):
     assert (ROOT / page).read_text().isascii()

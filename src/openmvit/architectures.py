@@ -145,6 +145,27 @@ DETECTORS: dict[str, dict[str, Any]] = {
 }
 """Name -> fields of DetectorConfig that differ from its defaults."""
 
+# ViT-B: one scale, no pools, no position term in attention.
+_VIT_BASE: dict[str, Any] = {
+    "depths": (12,),
+    "embed_dim": 768,
+    "num_heads": 12,
+    "patch_kernel": (16, 16),
+    "patch_stride": (16, 16),
+    "patch_padding": (0, 0),
+    "adaptive_kv_stride": None,
+    "pool_kv_at_stride_one": False,
+    "full_q_pooling": False,
+    "residual_pooling": False,
+    "relative_position": "none",
+    "absolute_position": "joint",
+}
+PLAIN: dict[str, dict[str, Any]] = {
+    "vit_base": _VIT_BASE | {"cls_token": True},
+    "mask_rcnn_vit_base": {"backbone": _VIT_BASE | {"num_classes": 0}, "neck": "simple"},
+}
+"""Networks that the paper compares with in its tables and that have no name here: fields as above."""
+
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names that match a shell pattern such as `mvitv2_*`."""

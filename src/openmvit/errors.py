@@ -18,6 +18,10 @@ class UserError(ValueError):
         self.cause, self.fix = " ".join(cause.split()), " ".join(fix.split())
         super().__init__(f"{self.cause}. {self.fix}." if self.fix else f"{self.cause}.")
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str]]:
+        # An exception is copied with the text it was made of, which here is made of two.
+        return type(self), (self.cause, self.fix)
+
 
 _SHORT = 7
 """Longer lists are not written out."""

@@ -5,7 +5,6 @@ import json
 import pytest
 from PIL import Image
 
-from openmvit.data.lists import write_split
 from openmvit.data.videos import open_videos
 from openmvit.errors import UserError
 
@@ -82,10 +81,6 @@ def test_csv_with_parts_and_several_labels(tmp_path):
     assert contents(data, "train") == {"v/a.mp4": ["x", "y"], "v/b": ["y"]}
     train, val = data.splits["train"], data.splits["val"]
     assert [train.span(0), train.span(1), val.span(0)] == [(0.5, 2.0), (None, None), (3.0, None)]
-    write_split(data, tmp_path / "again.csv")
-    again = open_videos(tmp_path / "again.csv")
-    assert (again.classes, again.multilabel) == (data.classes, True)
-    assert [again.splits["train"].span(i) for i in (0, 1)] == [(0.5, 2.0), (None, None)]
     (tmp_path / "h.csv").write_text("v/a.mp4,x,0,1\nv/b,y,,\nv/a.mp4,x,1,2\nv/a.mp4,y,2,3\n")
     plain = open_videos(tmp_path / "h.csv")
     spans = sorted(str(t.span(i)) for t in plain.splits.values() for i in range(len(t)))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nn.reference import resized
+from openmvit import architectures
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError
 from openmvit.model import FeatureMaps, MViT
@@ -68,13 +69,13 @@ def by_loops(module: MultiscaleAttention, x: torch.Tensor) -> torch.Tensor:
                 values.append(v[b, row, column, h] if real else torch.zeros_like(key))
                 query = q[b, i, j, h]
                 logit = query @ key / c.head_dim**0.5
-                for axis, (position, other) in enumerate(zip(inside, (m, n), strict=True)):
+                for axis, (position, other) in enumerate(zip(inside, (m, n), strict=True) if c.relative_groups else ()):
                     a, z = c.q_window[axis], c.kv_window[axis]
                     distance = position * max(z / a, 1) - other * max(a / z, 1) + (z - 1) * max(a / z, 1)
                     logit = logit + query @ resized(module.tables()[axis], a, z)[int(distance)]
                 logits.append(logit)
             out[b, i, j, h] = torch.stack(logits).softmax(0) @ torch.stack(values)
-    return module.proj((out + q).flatten(-2))
+    return module.proj((out + q if c.residual_pooling else out).flatten(-2))
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 4])
@@ -225,14 +226,14 @@ def shifted_by_loops(module, x):
                 if any(a[0] != z[0] or a[2] != z[2] for a, z in zip(own, other, strict=True)):
                     continue
                 logit = query @ at(k, j, b, h) / c.head_dim**0.5
-                for axis in range(2):
+                for axis in range(2) if c.relative_groups else ():
                     a, z = c.q_window[axis], c.kv_window[axis]
                     distance = own[axis][1] * max(z / a, 1) - other[axis][1] * max(a / z, 1) + (z - 1) * max(a / z, 1)
                     logit = logit + query @ resized(module.tables()[axis], a, z)[int(distance)]
                 logits.append(logit)
                 values.append(at(v, j, b, h))
             out[(b, *i, h)] = torch.stack(logits).softmax(0) @ torch.stack(values)
-    return module.proj((out + q).flatten(-2))
+    return module.proj((out + q if c.residual_pooling else out).flatten(-2))
 
 
 SHIFTED = {"window_pattern": "shifted", "global_kv_stride_factor": 1}
@@ -261,9 +262,72 @@ def test_every_second_block_is_shifted_and_one_window_never():
     assert not torch.allclose(module(x)[0], plain(x)[0])
 
 
-def test_shifted_windows_without_positions():
-    module = build(1, **SHIFTED, relative_position="none")
-    assert torch.isfinite(module(torch.randn(2, 9, 12, 8, dtype=torch.float64))[0]).all()
+@pytest.mark.parametrize("index", [1, 3])
+def test_gradients_through_shifted_windows(index):
+    module = build(index, **SHIFTED)
+    x = torch.randn(1, 3, 5, module.config.dim, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: module(t)[0], (x,))
+
+
+# ViT: one scale, nothing pooled but keys and values where a stride says so, no position term.
+PLAIN = {key: value for key, value in architectures.PLAIN["vit_base"].items() if key not in ("depths", "cls_token")} | {
+    "input_size": (32, 32), "patch_kernel": (4, 4), "patch_stride": (4, 4), "embed_dim": 8, "num_heads": 2,
+    "depths": (4,), "num_classes": 3,
+}  # fmt: skip
+NO_WINDOWS = {"window": None, "window_pattern": "all", "global_kv_stride_factor": 1}
+SCALES = {"plain": PLAIN, "multiscale": HYBRID | NO_WINDOWS | {"num_classes": 3}}
+STRIDES = {"full": None, "pooling": (2, 2), "pooling more": (4, 4)}
+WINDOWS = {
+    "no windows": {},
+    "fixed": {"window": (4, 4)},
+    "shifted": {"window": (4, 4), "window_pattern": "shifted"},
+    "hybrid": {"window": (4, 4), "window_pattern": "hybrid"},
+}
+
+
+@pytest.mark.parametrize("stride", ["full", "pooling"])
+@pytest.mark.parametrize("windows", ["fixed", "shifted"])
+def test_windows_of_a_plain_network_are_their_formula(windows, stride):
+    fields = PLAIN | WINDOWS[windows] | {"adaptive_kv_stride": STRIDES[stride], "kernel_qkv": (3, 3)}
+    torch.manual_seed(0)
+    module = MultiscaleAttention(MViTConfig(**fields).blocks()[1]).double()
+    assert not module.config.relative_groups and module.config.shifted == (windows == "shifted")
+    x = torch.randn(1, 6, 7, 8, dtype=torch.float64, requires_grad=True)
+    expected = (shifted_by_loops if windows == "shifted" else by_loops)(module, x)
+    torch.testing.assert_close(module(x)[0], expected, rtol=1e-10, atol=1e-10)
+    weights = torch.randn_like(expected)
+    (ours,), (loops,) = (torch.autograd.grad(y, x, weights) for y in (module(x)[0], expected))
+    torch.testing.assert_close(ours, loops, rtol=1e-9, atol=1e-9)
+    x = torch.randn(1, 3, 5, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: module(t)[0], (x,))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("windows", WINDOWS)
+@pytest.mark.parametrize("stride", STRIDES)
+def test_strides_and_windows_are_independent(scale, windows, stride):
+    """Both columns in every combination, on one scale and on several, as a classifier and as maps of any size."""
+    fields = SCALES[scale] | {"adaptive_kv_stride": STRIDES[stride]} | WINDOWS[windows]
+    if windows == "hybrid" and scale == "plain":
+        fields |= {"global_blocks": (1, 3)}
+    config = MViTConfig(**fields)
+    blocks = config.blocks()
+    assert blocks[0].stride_kv == (STRIDES[stride] or (1, 1))
+    inside = [bool(b.window) for b in blocks]
+    assert inside == {
+        "no windows": [False] * len(blocks),
+        "hybrid": [True, False] * 2 if scale == "plain" else [True, True, True, False, True, False],
+    }.get(windows, [True] * len(blocks))
+    assert [b.shifted for b in blocks] == [windows == "shifted" and i % 2 == 1 for i in range(len(blocks))]
+    torch.manual_seed(0)
+    model = MViT(config)
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    maps = FeatureMaps(MViT(config.replace(num_classes=0)), stage_norms=True)
+    found = maps(torch.randn(1, 3, 41, 58))
+    assert len(found) == len(config.depths)
+    sum(one.square().sum() for one in found).backward()
+    for network in (model, maps):
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
 
 
 def test_windows_per_stage_and_chosen_global_blocks():

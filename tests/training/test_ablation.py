@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from openmvit.architectures import model_config
+from openmvit.architectures import PLAIN, model_config
 from openmvit.cli import main
 from openmvit.config import MViTConfig
 from openmvit.counting import count_classifier, count_detector
 from openmvit.errors import UserError
 from openmvit.tables.compare import config_of
 from openmvit.tables.rows import NOT_COMPUTABLE, ROWS
-from openmvit.tables.rows import PLAIN as PLAIN_OF_TABLES
-from openmvit.training.ablation import PLAIN, is_ablation, listing, load_ablation, row_recipe
-from openmvit.training.quick import SMALL, QuickRow, quick_page, small_config, verdicts
+from openmvit.training.ablation import is_ablation, listing, load_ablation, row_recipe
+from openmvit.training.quick import SEEDS, SMALL, QuickRow, quick_page, small_config, verdicts
 from openmvit.training.recipe import Recipe
 from openmvit.training.recipe_file import find_recipe, list_ablations, load_recipe, recipe_header
+from pages import ROOT
 
 TABLES = {name.partition("/")[2]: load_ablation(name) for name in list_ablations()}
 EVERY_ROW = [(name, row.name) for name, table in TABLES.items() for row in table.rows]
@@ -88,7 +89,6 @@ def test_network_has_the_stated_cost(name, row):
 
 
 def test_rows_are_those_that_the_papers_numbers_are_computed_on():
-    assert PLAIN == PLAIN_OF_TABLES
     known = {(table.table, row.paper): row for table in TABLES.values() for row in table.rows}
     keys = {*ROWS, *((cell[0], cell[1]) for cell in NOT_COMPUTABLE)}
     shared = [key for key in keys if key[0] in {"4a", "9", "A.6", "A.7"}]
@@ -271,6 +271,19 @@ def test_quick_table_of_a_row(tmp_path, capsys):
         assert (recipe.seed, recipe.epochs, recipe.weights) == (int(name[-1]), 1, "none")
         architecture = json.loads((folder / "image" / name / "model.json").read_text())["architecture"]
         assert not architecture["residual_pooling"] and not architecture["full_q_pooling"]
+
+
+@pytest.mark.parametrize("name", ["attention", "position", "residual"])
+def test_committed_pages_are_of_these_networks(name):
+    page = (ROOT / "benchmarks" / f"quick_{name}.md").read_text()
+    table = TABLES[name]
+    assert f"`openmvit train ablation/{name} --quick`" in page and f"with {SEEDS} seeds" in page
+    assert int(re.search(r"(\d+)\s+minutes\s+of\s+processor", page).group(1)) <= 40  # 20 minutes on two cores
+    found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    costs = {row.name: count_classifier(small_config(row)).total for row in table.rows}
+    assert [(cells[0].removesuffix(" (default)"), *cells[2:4]) for cells in found[1:]] == [
+        (name, f"{cost.parameters:,}", f"{cost.operations / 1e6:.2f}") for name, cost in costs.items()
+    ]
 
 
 def test_sentences_follow_the_ranges_of_the_seeds():

@@ -1,4 +1,4 @@
-"""CSV and JSONL lists of path and label as sample tables, and a split written down as such a list."""
+"""CSV and JSONL lists of path and label as sample tables."""
 
 from __future__ import annotations
 
@@ -68,22 +68,6 @@ def open_lists(root: Path, kind: FileKind, seed: int, val_fraction: float) -> La
 def has_lists(root: Path) -> bool:
     """Whether the folder is described by a train.csv or train.jsonl."""
     return any((root / f"train{suffix}").is_file() for suffix in _SUFFIXES)
-
-
-def write_split(data: LabelledData, path: Path) -> None:
-    """Write every sample with its split as a CSV `path,label,split` with absolute paths; it opens like any list.
-
-    Parts of files have the columns `start` and `end` in seconds too.
-    """
-    timed = any(table.times is not None for table in data.splits.values())
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["path", "label", "split", *(("start", "end") if timed else ())])
-        for split, table in data.splits.items():
-            for i in range(len(table)):
-                labels = ";".join(data.classes[number].replace(";", "\\;") for number in table.labels(i))
-                times = ["" if second is None else second for second in table.span(i)] if timed else []
-                writer.writerow([table.path(i).resolve(), labels, split, *times])
 
 
 def _split_files(root: Path) -> dict[str, Path]:

@@ -102,6 +102,19 @@ class DetectorConfig:
         """A copy with some fields changed; an unknown field is a UserError naming the nearest."""
         return DetectorConfig.from_dict(self.to_dict() | changes)
 
+    def change(self, **changes: Any) -> DetectorConfig:
+        """A copy with some fields changed, of its own or of its backbone; what both have is its own.
+
+        Raises:
+            UserError: if neither has such a field, naming the nearest.
+        """
+        own = {field.name for field in dataclasses.fields(self)}
+        inner = {field.name for field in dataclasses.fields(MViTConfig)} - own
+        fields = {key: value for key, value in changes.items() if key not in inner}
+        backbone = {key: value for key, value in changes.items() if key in inner}
+        # At once: some rules are between both.
+        return self.replace(**({"backbone": self.backbone.replace(**backbone)} | fields))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; `from_dict` gives the same record back."""
         return dataclasses.asdict(self)

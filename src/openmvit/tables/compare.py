@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,11 +12,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from openmvit.architectures import ARCHITECTURES, DETECTORS, model_config
+from openmvit.architectures import ARCHITECTURES, DETECTORS, PLAIN, model_config
 from openmvit.config import MViTConfig
 from openmvit.counting import Cost, count_classifier, count_detector
 from openmvit.errors import UserError, did_you_mean
-from openmvit.tables.rows import NOT_COMPUTABLE, PLAIN, ROWS, Setting
+from openmvit.tables.rows import NOT_COMPUTABLE, ROWS, Setting
 
 if TYPE_CHECKING:
     from openmvit.detection.config import DetectorConfig
@@ -93,17 +92,15 @@ def _place(table: str) -> tuple[bool, int, str]:
 
 def config_of(setting: Setting, changed: Mapping[str, Any]) -> MViTConfig | DetectorConfig:
     """What stands in a row; changes of its architecture come before those that the row makes."""
-    fields, changes = PLAIN.get(setting.base) or DETECTORS.get(setting.base, {}), {**changed, **setting.changes}
+    changes = {**changed, **setting.changes}
     if setting.base in ARCHITECTURES:
         return model_config(setting.base, **changes)
+    fields = PLAIN.get(setting.base) or DETECTORS[setting.base]
     if "backbone" not in fields:
         return MViTConfig(**fields).replace(**changes)
     from openmvit.detection.config import DetectorConfig
 
-    config = DetectorConfig.from_dict(fields)
-    own = {f.name for f in dataclasses.fields(DetectorConfig)}
-    backbone = config.backbone.replace(**{key: value for key, value in changes.items() if key not in own})
-    return config.replace(backbone=backbone, **{key: value for key, value in changes.items() if key in own})
+    return DetectorConfig.from_dict(fields).change(**changes)
 
 
 @cache

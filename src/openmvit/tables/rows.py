@@ -11,7 +11,7 @@ class Setting:
     """A published architecture with changes.
 
     Args:
-        base: name of an architecture or detector, or of `PLAIN`.
+        base: name of an architecture, a detector or one of `PLAIN`.
         changes: its fields that differ, `img_size` and `num_frames` among them; a detector's or its backbone's.
     """
 
@@ -22,26 +22,6 @@ class Setting:
         """The same with further changes."""
         return Setting(self.base, self.changes | changes)
 
-
-_VIT: dict[str, Any] = {
-    "depths": (12,),
-    "embed_dim": 768,
-    "num_heads": 12,
-    "patch_kernel": (16, 16),
-    "patch_stride": (16, 16),
-    "patch_padding": (0, 0),
-    "adaptive_kv_stride": None,
-    "pool_kv_at_stride_one": False,
-    "full_q_pooling": False,
-    "residual_pooling": False,
-    "relative_position": "none",
-    "absolute_position": "joint",
-}
-PLAIN: dict[str, dict[str, Any]] = {
-    "vit_base": _VIT | {"cls_token": True},
-    "mask_rcnn_vit_base": {"backbone": _VIT | {"num_classes": 0}, "neck": "simple"},
-}
-"""Networks of the tables that are none of the paper's own."""
 
 _T, _S, _B = (Setting(f"mvitv2_{size}") for size in ("tiny", "small", "base"))
 _B384 = _B(img_size=384)

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openmvit.architectures import ARCHITECTURES, DETECTORS, model_config
+from openmvit.architectures import ARCHITECTURES, DETECTORS, PLAIN, model_config
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError, did_you_mean
 from openmvit.records import from_fields
@@ -23,25 +23,6 @@ from openmvit.training.recipe_file import check_fields, find_recipe, list_ablati
 if TYPE_CHECKING:
     from openmvit.detection.config import DetectorConfig
 
-_VIT: dict[str, Any] = {
-    "depths": (12,),
-    "embed_dim": 768,
-    "num_heads": 12,
-    "patch_kernel": (16, 16),
-    "patch_stride": (16, 16),
-    "patch_padding": (0, 0),
-    "adaptive_kv_stride": None,
-    "pool_kv_at_stride_one": False,
-    "full_q_pooling": False,
-    "residual_pooling": False,
-    "relative_position": "none",
-    "absolute_position": "joint",
-}
-PLAIN: dict[str, dict[str, Any]] = {
-    "vit_base": _VIT | {"cls_token": True},
-    "mask_rcnn_vit_base": {"backbone": _VIT | {"num_classes": 0}, "neck": "simple"},
-}
-"""Networks of the tables that are none of the paper's own: fields of MViTConfig or DetectorConfig."""
 SCORES = {"top1": "top-1", "box_ap": "box AP", "mask_ap": "mask AP", "gflops": "G", "params_m": "M"}
 """What a row may have in print, and what the listing calls it."""
 
@@ -82,7 +63,9 @@ class AblationRow:
         fields = PLAIN.get(self.base) or DETECTORS[self.base]
         if "backbone" not in fields:
             return MViTConfig(**fields).replace(**self.changes)
-        return _detector(fields, self.changes)
+        from openmvit.detection.config import DetectorConfig
+
+        return DetectorConfig.from_dict(fields).change(**self.changes)
 
 
 @dataclass(frozen=True)
@@ -173,16 +156,6 @@ def _row(path: Path, name: str, own: Any, base: str) -> AblationRow:
     except UserError as error:
         raise UserError(f"Row {name} of {path}: {error.cause}", error.fix) from None
     return row
-
-
-def _detector(own: Mapping[str, Any], changes: Mapping[str, Any]) -> DetectorConfig:
-    """A detector with changes of its own fields and of its backbone's."""
-    from openmvit.detection.config import DetectorConfig
-
-    config = DetectorConfig.from_dict(dict(own))
-    outer = {f.name for f in fields(DetectorConfig)}
-    inner = config.backbone.replace(**{key: value for key, value in changes.items() if key not in outer})
-    return config.replace(backbone=inner, **{key: value for key, value in changes.items() if key in outer})
 
 
 def row_recipe(table: Ablation, row: AblationRow, values: Mapping[str, Any]) -> Recipe:

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openmvit.architectures import PLAIN
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError
-from openmvit.training.ablation import PLAIN, Ablation, AblationRow, write_network
+from openmvit.training.ablation import Ablation, AblationRow, write_network
 from openmvit.training.recipe import Recipe
 from openmvit.training.recipe_file import check_fields, read_fields
 

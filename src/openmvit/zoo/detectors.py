@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +35,7 @@ def detector_config(name: str, **changes: Any) -> DetectorConfig:
     """
     if name not in DETECTORS:
         raise UserError(f"Unknown detector {name!r}", did_you_mean(name, DETECTORS))
-    config = DetectorConfig.from_dict(DETECTORS[name])
-    own = {field.name for field in dataclasses.fields(DetectorConfig)}
-    inner = {field.name for field in dataclasses.fields(MViTConfig)} - own
-    backbone = {key: value for key, value in changes.items() if key in inner}
-    fields = {key: value for key, value in changes.items() if key not in inner}
-    if backbone:
-        fields["backbone"] = config.backbone.replace(**backbone)
-    return config.replace(**fields)
+    return DetectorConfig.from_dict(DETECTORS[name]).change(**changes)
 
 
 def create_detector(
