@@ -1,4 +1,4 @@
-"""Index arithmetic, table resizing and absolute tables against their definitions."""
+"""Index arithmetic, table resizing, absolute tables and the gradients of every form of position."""
 
 from fractions import Fraction
 
@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from openmvit.config import MViTConfig
+from openmvit.model import MViT
 from openmvit.nn.position import resize_grid, resize_table, sincos_table
 from openmvit.nn.relative import query_terms, relative_index, relative_rows, write_out
 
@@ -94,3 +96,80 @@ def test_a_network_trains_on_sizes_first_seen_in_inference_mode():
         relative_rows(table, (23,), (7,))
     relative_rows(table, (23,), (7,)).sum().backward()
     assert table.grad is not None
+
+
+IMAGE = {
+    "input_size": (8, 6), "patch_kernel": (1, 1), "patch_stride": (2, 2), "patch_padding": (0, 0),
+    "adaptive_kv_stride": (2, 2),
+}  # fmt: skip
+CLIP = {
+    "input_size": (2, 4, 4), "patch_kernel": (1, 1, 1), "patch_stride": (1, 2, 2), "patch_padding": (0, 0, 0),
+    "stride_q": (1, 2, 2), "adaptive_kv_stride": (1, 2, 2), "kernel_qkv": (3, 3, 3), "cls_token": True,
+}  # fmt: skip
+# Both columns of the tables on positions (6, A.6); what is learned has these names.
+FORMS = {
+    "none": (IMAGE, "none", "none", []),
+    "absolute": (IMAGE, "joint", "none", ["pos_embed"]),
+    "joint": (IMAGE, "none", "joint", ["hw"]),
+    "decomposed": (IMAGE, "none", "decomposed", ["h", "w"]),
+    "absolute and decomposed": (IMAGE, "joint", "decomposed", ["pos_embed", "h", "w"]),
+    "clip none": (CLIP, "none", "none", []),
+    "clip absolute": (CLIP, "separable", "none", ["pos_embed_temporal", "pos_embed_spatial", "pos_embed_class"]),
+    "clip absolute, one table": (CLIP, "joint", "none", ["pos_embed"]),
+    "clip time": (CLIP, "none", "time", ["t"]),
+    "clip space": (CLIP, "none", "space", ["h", "w"]),
+    "clip decomposed": (CLIP, "none", "decomposed", ["t", "h", "w"]),
+    "clip joint space": (CLIP, "none", "joint_space", ["t", "hw"]),
+    "clip joint": (CLIP, "none", "joint", ["thw"]),
+    "clip absolute and decomposed": (CLIP, "joint", "decomposed", ["pos_embed", "t", "h", "w"]),
+}  # fmt: skip
+
+
+def network(form: str) -> MViT:
+    """Two blocks in float64, the second of which pools its queries; every position drawn at random."""
+    torch.manual_seed(0)
+    fields, absolute, relative, _ = FORMS[form]
+    small = {"in_chans": 1, "depths": (1, 1), "embed_dim": 4, "mlp_ratio": 1.0, "num_classes": 2, "drop_path_rate": 0.0}
+    config = MViTConfig(**fields | small | {"absolute_position": absolute, "relative_position": relative})
+    model = MViT(config).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    return model
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_of_every_form(form):
+    model = network(form)
+    own = {name: p for name, p in model.named_parameters() if "pos" in name}
+    tables = [name for name in FORMS[form][3] if not name.startswith("pos")]
+    wanted = [name for name in FORMS[form][3] if name.startswith("pos")]
+    assert set(own) == {*wanted, *(f"blocks.{i}.attn.rel_pos_{name}" for i in (0, 1) for name in tables)}
+    x = torch.randn(1, 1, *model.config.input_size, dtype=torch.float64, requires_grad=True)
+
+    def run(x, *positions):
+        return torch.func.functional_call(model, dict(zip(own, positions, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *own.values()))
+    model(x).square().sum().backward()
+    idle = {name for name, p in own.items() if p.grad is None or not p.grad.any()}
+    assert idle == own.keys() & model.unused_parameters()
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if "absolute" in form])
+def test_absolute_positions_are_a_row_per_place(form):
+    model = network(form)
+    x = torch.randn(1, 1, *model.config.input_size, dtype=torch.float64)
+    found, cls = model.embed(x)
+    plain, grid = model.patch_embed(x), model.config.patch_grid
+    first = int(model.config.cls_token)
+    for number, place in enumerate(torch.cartesian_prod(*map(torch.arange, grid)).tolist()):
+        if FORMS[form][1] == "separable":
+            space = place[1] * grid[2] + place[2]
+            own = model.pos_embed_temporal[0, place[0]] + model.pos_embed_spatial[0, space]
+        else:
+            own = model.pos_embed[0, first + number]
+        torch.testing.assert_close(found[(0, *place)], plain[(0, *place)] + own, rtol=0, atol=1e-15)
+    if first:
+        row = model.pos_embed_class[0, 0] if FORMS[form][1] == "separable" else model.pos_embed[0, 0]
+        torch.testing.assert_close(cls[0, 0], model.cls_token[0, 0] + row, rtol=0, atol=1e-15)

@@ -7,11 +7,15 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from detection.small import BACKBONE, pictures, target
+from detection.small import config as small_detector
 from openmvit.architectures import PLAIN, model_config
 from openmvit.cli import main
 from openmvit.config import MViTConfig
 from openmvit.counting import count_classifier, count_detector
+from openmvit.detection import Detector
 from openmvit.errors import UserError
 from openmvit.tables.compare import config_of
 from openmvit.tables.rows import NOT_COMPUTABLE, ROWS
@@ -252,6 +256,31 @@ def test_small_network_changes_the_same_fields(name, row):
 def _shares(config: MViTConfig, stages: slice) -> set[float]:
     kept = range(len(config.depths))[stages]
     return {b.window[0] / b.grid[0] for b in config.blocks() if b.window and b.stage in kept}
+
+
+# The networks of the detection tables, small: windows of a quarter of the map, and every second block of ViT global.
+SMALL_BACKBONES = {
+    "mask_rcnn_mvitv2_small": BACKBONE,
+    "mask_rcnn_vit_base": MViTConfig(**PLAIN["mask_rcnn_vit_base"]["backbone"]).replace(
+        input_size=(64, 64), depths=(4,), embed_dim=64, num_heads=2
+    ),
+}
+SMALLER = {"window": (2, 2), "global_blocks": (1, 3), "channels": 64}
+
+
+@pytest.mark.parametrize(("name", "row"), [(n, r) for n, r in EVERY_ROW if not TABLES[n].quick])
+def test_every_row_of_a_detector_trains_in_small(name, row):
+    own = TABLES[name].row(row)
+    changes = own.changes | {key: value for key, value in SMALLER.items() if own.changes.get(key)}
+    neck = "simple" if own.base == "mask_rcnn_vit_base" else "pyramid"
+    start = small_detector(backbone=SMALL_BACKBONES[own.base], neck=neck)
+    torch.manual_seed(0)
+    model = Detector(start.change(**changes)).train()
+    found, losses = model(pictures((50, 70)), [target((50, 70))])
+    total = torch.stack(list(losses.values())).sum()
+    assert len(found) == 1 and torch.isfinite(total)
+    total.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_quick_table_of_a_row(tmp_path, capsys):
