@@ -39,9 +39,15 @@ def attend_by_products(
     Returns:
         `[B, *q_grid, h, c]`.
     """
-    how = (groups, k_grid, scaled)
-    out = _Products.apply(how, q.to(v.dtype), k.to(v.dtype), v, *tables)
-    return out.unflatten(1, q.shape[1:-2])
+    how, q_grid = (groups, k_grid, scaled), q.shape[1:-2]
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    if torch.compiler.is_compiling():  # a compiler has its own ways to save memory
+        scores = _queries(q, tables, *how) @ _keys(k, groups, k_grid).mT
+        out = scores.softmax(-1) @ v.transpose(1, 2).flatten(0, 1)
+        out = out.unflatten(0, (q.shape[0], -1)).transpose(1, 2)
+    else:
+        out = _Products.apply(how, q, k, v, *tables)
+    return out.unflatten(1, q_grid)
 
 
 def _queries(q: Tensor, tables: Sequence[Tensor], groups: Groups, k_grid: Size, scaled: bool) -> Tensor:
