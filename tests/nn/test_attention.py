@@ -1,4 +1,4 @@
-"""Pooling attention against its formulas in float64: pool modes, class token or none, two and three axes."""
+"""Pooling attention against its formulas in float64: pools, their residual, class token or none, two and three axes."""
 
 import pytest
 import torch
@@ -21,6 +21,8 @@ POOLS = [
     {"pool_mode": "conv_unshared", "separate_qkv": True, "pool_first": True},
     {"pool_mode": "conv", "relative_position": "none", "residual_pooling": False, "full_q_pooling": False},
     {"pool_mode": "conv", "dim_mul_in_attention": False},
+    {"residual_pooling": False},
+    {"full_q_pooling": False},
 ]
 
 
@@ -54,13 +56,16 @@ def test_attention_is_its_formula(size, cls_token, fields, index):
 
 @pytest.mark.parametrize("cls_token", [False, True])
 @pytest.mark.parametrize("size", [IMAGE, CLIP], ids=["image", "clip"])
-def test_gradients(size, cls_token):
-    module = build(cls_token, size)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("index", "full_q"), [(1, True), (2, True), (2, False)])
+def test_gradients(size, cls_token, residual, index, full_q):
+    module = build(cls_token, size, index, residual_pooling=residual, full_q_pooling=full_q)
+    assert (module.pool_q is None) == (index == 2 and not full_q)
     grid = (4, 2) if len(size["input_size"]) == 2 else (2, 2, 4)
-    x = torch.randn(1, *grid, 8, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(1, *grid, module.config.dim, dtype=torch.float64, requires_grad=True)
     inputs = [x, *module.parameters()]
     names = [name for name, _ in module.named_parameters()]
-    cls = torch.randn(1, 1, 8, dtype=torch.float64, requires_grad=True) if cls_token else None
+    cls = torch.randn(1, 1, module.config.dim, dtype=torch.float64, requires_grad=True) if cls_token else None
 
     def run(x, *parameters):
         return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (x, cls))[0]
