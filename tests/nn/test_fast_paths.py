@@ -212,6 +212,12 @@ def test_replaced_and_hooked_layers_are_called(one_dnn):
     assert seen == ["proj", "fc1"] * 2
 
 
+def test_types_that_do_not_fit_stay_an_error(one_dnn):
+    layer = torch.nn.Linear(8, 16).bfloat16()
+    with pytest.raises(RuntimeError, match="dtype"):
+        apply_linear(layer, torch.randn(3, 8))
+
+
 def test_a_frozen_layer_gets_no_gradient(one_dnn):
     layer, x = torch.nn.Linear(8, 16).requires_grad_(False), torch.randn(3, 8, requires_grad=True)
     apply_linear(layer, x, gelu_before=True).sum().backward()

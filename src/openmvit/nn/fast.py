@@ -24,7 +24,11 @@ TYPES = (torch.float32, torch.bfloat16)
 
 def on_plain_cpu(x: Tensor) -> bool:
     """Whether a CPU will run this now, rather than a compiler or an exporter that looks at it."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return x.device.type == "cpu" and not _traced()
+
+
+def _traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def products_pay(q: Tensor) -> bool:
@@ -67,13 +71,15 @@ def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu_before: bool = False, gelu_after: bool = False
 ) -> Tensor:
     """`[..., C] -> [..., C_out]`. Of a GELU before it only the input is kept for the backward pass."""
-    autocast = torch.is_autocast_enabled(x.device.type)
-    dtype = torch.get_autocast_dtype(x.device.type) if autocast else weight.dtype
-    # A traced graph shows the layers themselves to those who count, compile or export it.
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    device = x.device.type
+    # A graph without values shows the layers themselves to those who count, compile or export it.
+    values = torch.amp.is_autocast_available(device) and not _traced()
+    autocast = values and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
     grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    one_dnn = not traced and x.device.type == "cpu" and dtype in TYPES and one_dnn_pays()
-    if traced or not (one_dnn or (grad and gelu_before)) or type(weight) not in (Tensor, nn.Parameter):
+    one_dnn = values and device == "cpu" and dtype in TYPES and one_dnn_pays()
+    fits = values and (autocast or x.dtype == dtype) and type(weight) in (Tensor, nn.Parameter)
+    if not (fits and (one_dnn or (grad and gelu_before))):
         x = F.linear(F.gelu(x) if gelu_before else x, weight, bias)
         return F.gelu(x) if gelu_after else x
     x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
