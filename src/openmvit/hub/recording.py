@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from openmvit.model import MViT
 from openmvit.nn.attention import Tokens
+from openmvit.nn.products import attend_by_products
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Recording:
 class _Weights(TorchFunctionMode):
     """Notes every attention call, so that its softmax weights can be had afterwards.
 
-    A fused call with the unit matrix as values gives its weights: no second formula for them exists that could differ.
+    A call with the unit matrix as values gives its weights: no second formula for them exists that could differ.
     They are computed after the pass: outputs are the same with and without, and recomputed blocks find what they kept.
     """
 
@@ -46,6 +47,9 @@ class _Weights(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             query, key, _ = args
             self.calls.append(partial(_fused_weights, query, key, kwargs or {}))
+        elif func is attend_by_products:
+            query, key, _, *how = args
+            self.calls.append(partial(_product_weights, query, key, how))
         elif func is Tensor.softmax:  # attention written out, where something else needs the weights too
             self.calls.append(lambda: out)
         return out
@@ -54,6 +58,13 @@ class _Weights(TorchFunctionMode):
 def _fused_weights(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Tensor:
     unit = torch.eye(key.shape[-2], dtype=query.dtype, device=query.device)
     return F.scaled_dot_product_attention(query, key, unit.expand(*key.shape[:-2], -1, -1), **kwargs)
+
+
+def _product_weights(query: Tensor, key: Tensor, how: list[Any]) -> Tensor:
+    rows = key.shape[1]
+    unit = torch.eye(rows, dtype=query.dtype, device=query.device)[:, None]
+    out = attend_by_products(query, key, unit.expand(len(key), -1, key.shape[2], -1), *how)
+    return out.flatten(1, -3).transpose(1, 2)
 
 
 @contextmanager

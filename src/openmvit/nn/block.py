@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from openmvit.config import BlockConfig
 from openmvit.nn.attention import MultiscaleAttention, Tokens
-from openmvit.nn.fast import add, apply_linear
+from openmvit.nn.fast import apply_linear
 from openmvit.nn.grid import each, max_pool
 
 
@@ -98,4 +98,4 @@ class MultiscaleBlock(nn.Module):
 
 def _add(skip: Tokens, branch: Tokens) -> Tokens:
     cls = None if skip[1] is None or branch[1] is None else skip[1] + branch[1]
-    return add(skip[0], branch[0]), cls
+    return skip[0] + branch[0], cls

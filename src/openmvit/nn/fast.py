@@ -117,13 +117,6 @@ def depthwise(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
     return out
 
 
-def add(skip: Tensor, branch: Tensor) -> Tensor:
-    """Their sum, in the memory of a branch that nobody needs any more."""
-    if torch.is_grad_enabled() or not on_plain_cpu(branch) or branch.dtype != skip.dtype:
-        return skip + branch
-    return branch.add_(skip)
-
-
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     if x.device.type == "cpu" and x.dtype in TYPES and one_dnn_pays():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function
 
 from openmvit.config import Size
 from openmvit.nn.relative import Groups, key_indicators, query_terms
@@ -39,6 +40,8 @@ def attend_by_products(
     Returns:
         `[B, *q_grid, h, c]`.
     """
+    if has_torch_function((q, k, v)):  # whoever watches the library's calls sees this one too
+        return handle_torch_function(attend_by_products, (q, k, v), q, k, v, tables, groups, k_grid, scaled)
     how, q_grid = (groups, k_grid, scaled), q.shape[1:-2]
     q, k = q.to(v.dtype), k.to(v.dtype)
     if torch.compiler.is_compiling():  # a compiler has its own ways to save memory
