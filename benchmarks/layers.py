@@ -22,7 +22,7 @@ from openmvit.config import Size
 from openmvit.measuring import Step, processor, seconds_of
 from openmvit.nn import fast
 from openmvit.nn.attention import attend
-from openmvit.nn.fast import depthwise, one_dnn_pays
+from openmvit.nn.fast import depthwise
 from openmvit.nn.grid import conv
 from openmvit.nn.products import attend_by_products
 from openmvit.nn.relative import Groups, query_terms, write_out
@@ -164,6 +164,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    one_dnn_pays.cache_clear()
     with mock.patch.dict("os.environ", OPENMVIT_ONEDNN="1"):
         main()

@@ -1,10 +1,15 @@
 """Every faster way on a CPU against the plain one: attention by products, linear layers of oneDNN."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from openmvit.config import MViTConfig
+from openmvit.errors import UserError
 from openmvit.model import MViT
 from openmvit.nn import attention, fast, products
 from openmvit.nn.attention import MultiscaleAttention, attend, attend_by_hand, attend_in_channels
@@ -38,7 +43,7 @@ def one_dnn(monkeypatch):
     """oneDNN on any processor."""
     monkeypatch.setenv("OPENMVIT_ONEDNN", "1")
     one_dnn_pays.cache_clear()
-    if not one_dnn_pays():
+    if not one_dnn_pays(torch.float32):
         pytest.skip(f"torch {torch.__version__} has no oneDNN linear layer")
     yield
     one_dnn_pays.cache_clear()
@@ -65,12 +70,19 @@ def outputs(model, x, bf16=False):
     return quiet, logits.detach(), *(g.detach() for g in gradients)
 
 
+def plain_linear(x, weight, bias, *, gelu_before=False, gelu_after=False):
+    x = F.linear(F.gelu(x) if gelu_before else x, weight, bias)
+    return F.gelu(x) if gelu_after else x
+
+
 def plainly(monkeypatch, model, x, bf16=False):
     """`outputs` by the plain path alone."""
     with monkeypatch.context() as patch:
         patch.setattr(attention, "products_pay", lambda *_: False)
-        patch.setattr(fast, "one_dnn_pays", lambda: False)
         patch.setattr(fast, "on_plain_cpu", lambda _: False)
+        patch.setattr(attention, "on_plain_cpu", lambda _: False)
+        for room in (fast, attention):
+            patch.setattr(room, "linear", plain_linear)
         return outputs(model, x, bf16)
 
 
@@ -160,6 +172,11 @@ def test_filters_frame_by_frame(stride, taps, frames):
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
+def test_this_release_of_torch_was_tried():
+    if not torch.__version__.startswith(TRIED_ON):
+        pytest.xfail(f"torch {torch.__version__} is none of {', '.join(TRIED_ON)}: the tests here try it now")
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gelu", ["none", "before", "after"])
 def test_linear_layers(gelu, precision, one_dnn):
@@ -200,16 +217,28 @@ def test_without_one_dnn_a_linear_layer_is_the_public_one(monkeypatch):
 
 def test_replaced_and_hooked_layers_are_called(one_dnn):
     model, seen = network(IMAGE), []
-    mlp = model.blocks[0].mlp
-    mlp.fc1.register_forward_hook(lambda *_: seen.append("fc1"))
-    mlp.fc2 = torch.nn.Sequential(mlp.fc2, torch.nn.Tanh())
-    attn = model.blocks[0].attn
-    attn.proj.register_forward_pre_hook(lambda *_: seen.append("proj"))
+    block = model.blocks[0]
+    block.mlp.fc1.register_forward_hook(lambda *_: seen.append("fc1"))
+    block.mlp.act.register_forward_hook(lambda *_: seen.append("act"))
+    block.mlp.fc2 = torch.nn.Sequential(block.mlp.fc2, torch.nn.Tanh())
+    block.attn.proj.register_forward_pre_hook(lambda *_: seen.append("proj"))
     x = torch.randn(1, 3, 24, 40)
-    model(x)
+    before = model(x)
     with torch.no_grad():
         model(x)
-    assert seen == ["proj", "fc1"] * 2
+    assert seen == ["proj", "fc1", "act"] * 2
+    block.attn.qkv.register_full_backward_hook(lambda *_: seen.append("backward"))
+    block.attn.proj.forward = lambda t: 0 * t
+    assert not torch.equal(model(x), before)
+    model(x).sum().backward()
+    assert "backward" in seen
+
+
+def test_a_new_qkv_is_called_and_gives_the_same():
+    model, x = network(IMAGE), torch.randn(1, 3, 24, 40)
+    before = model(x)
+    model.blocks[0].attn.qkv = torch.nn.Sequential(model.blocks[0].attn.qkv)
+    torch.testing.assert_close(model(x), before, rtol=1e-6, atol=1e-6)
 
 
 def test_types_that_do_not_fit_stay_an_error(one_dnn):
@@ -218,10 +247,58 @@ def test_types_that_do_not_fit_stay_an_error(one_dnn):
         apply_linear(layer, torch.randn(3, 8))
 
 
-def test_a_frozen_layer_gets_no_gradient(one_dnn):
-    layer, x = torch.nn.Linear(8, 16).requires_grad_(False), torch.randn(3, 8, requires_grad=True)
-    apply_linear(layer, x, gelu_before=True).sum().backward()
-    assert x.grad is not None and layer.weight.grad is None and layer.bias.grad is None
+@pytest.mark.parametrize("frozen", [("weight",), ("bias",), ("weight", "bias"), ("x",), ("x", "weight")])
+def test_gradients_of_what_is_not_frozen(frozen, one_dnn):
+    layer, x = torch.nn.Linear(8, 16), torch.randn(3, 8)
+    leaves = {"x": x, "weight": layer.weight, "bias": layer.bias}
+    for name, leaf in leaves.items():
+        leaf.requires_grad_(name not in frozen)
+    apply_linear(layer, x, gelu_before=True).square().sum().backward()
+    found = {name: leaf.grad for name, leaf in leaves.items()}
+    for leaf in leaves.values():
+        leaf.grad = None
+    layer(F.gelu(x)).square().sum().backward()
+    for name, leaf in leaves.items():
+        assert (found[name] is None) == (leaf.grad is None) == (name in frozen)
+        if leaf.grad is not None:
+            torch.testing.assert_close(found[name], leaf.grad, rtol=1e-5, atol=1e-4)
+
+
+def test_float64_stays_under_autocast(one_dnn):
+    layer = torch.nn.Linear(8, 16).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert apply_linear(layer, torch.randn(3, 8, dtype=torch.float64), gelu_before=True).dtype == torch.float64
+
+
+@pytest.mark.parametrize("form", ["image", "class_token"])
+def test_an_empty_batch_stays_empty(form):
+    model = network(FORMS[form])
+    out = model(torch.randn(0, 3, *FORMS[form]["input_size"]))
+    assert out.shape == (0, 5)
+    out.sum().backward()
+
+
+def test_a_wrong_setting_is_an_error(monkeypatch):
+    monkeypatch.setenv("OPENMVIT_ONEDNN", "yes")
+    one_dnn_pays.cache_clear()
+    with pytest.raises(UserError, match=r"OPENMVIT_ONEDNN is 'yes'\. Set it to 1 or 0"):
+        network(IMAGE)(torch.randn(1, 3, 24, 40))
+    one_dnn_pays.cache_clear()
+
+
+@pytest.mark.parametrize("instructions", ["AVX2", "SSE41"])
+def test_processors_without_bf16_instructions(instructions):
+    """In a process whose oneDNN may use no more than that; on many older processors it is so by nature."""
+    script = """
+import torch
+from openmvit import create_model
+model = create_model("mvitv2_micro").eval()
+with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    print(model(torch.randn(1, 3, *model.config.input_size)).shape)
+"""
+    limits = {"ONEDNN_MAX_CPU_ISA": instructions, "OPENMVIT_ONEDNN": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | limits, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_hooks_see_stays(one_dnn):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openmvit.config import BlockConfig, Size
-from openmvit.nn.fast import apply_linear, linear, on_plain_cpu, products_pay
+from openmvit.nn.fast import apply_linear, is_untouched, linear, on_plain_cpu, products_pay
 from openmvit.nn.grid import each, merge, partition, same_region
 from openmvit.nn.pooling import TokenPool
 from openmvit.nn.products import attend_by_products
@@ -78,6 +78,8 @@ class MultiscaleAttention(nn.Module):
         if self.config.separate_qkv:
             return apply_linear(getattr(self, name), x)
         rows = slice("qkv".index(name) * self.config.dim_attn, ("qkv".index(name) + 1) * self.config.dim_attn)
+        if not is_untouched(self.qkv, nn.Linear):
+            return self.qkv(x)[..., rows]
         return linear(x, self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows])
 
     def _pool(self, name: str, x: Tensor, cls: Tensor | None) -> Tokens:

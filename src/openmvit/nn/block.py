@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from openmvit.config import BlockConfig
 from openmvit.nn.attention import MultiscaleAttention, Tokens
-from openmvit.nn.fast import apply_linear
+from openmvit.nn.fast import apply_linear, is_untouched
 from openmvit.nn.grid import each, max_pool
 
 
@@ -22,7 +22,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., dim] -> [..., dim_out]`."""
-        if type(self.act) is not nn.GELU or self.act.approximate != "none":
+        if not is_untouched(self.act, nn.GELU) or self.act.approximate != "none":
             return self.fc2(self.act(self.fc1(x)))
         # With a gradient only what enters the GELU is kept: its output is the widest tensor of a block.
         before = torch.is_grad_enabled()

@@ -6,6 +6,7 @@ Every choice depends on device, type and shape alone, never on a clock: a run re
 from __future__ import annotations
 
 import os
+import platform
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from openmvit.config import Size
+from openmvit.errors import UserError
 from openmvit.nn.grid import conv
 
 TYPES = (torch.float32, torch.bfloat16)
@@ -45,23 +47,50 @@ def products_pay(q: Tensor) -> bool:
 
 
 @cache
-def one_dnn_pays() -> bool:
+def one_dnn_pays(dtype: torch.dtype) -> bool:
     """Whether linear layers go to oneDNN by name; `OPENMVIT_ONEDNN` = 1 or 0 decides, and by default the processor.
 
     The framework sends float32 products to MKL, which is at its best on processors of its maker only. The operator is
-    the framework's, but not public: `tests/nn/test_fast_paths.py` names the releases it was tried on, and where it is
-    missing the public one is used.
+    the framework's, but not public: `tests/nn/test_fast_paths.py` names the releases it was tried on. Where it is
+    missing, or the processor has no instructions for the type, the public one is used.
+
+    Raises:
+        UserError: if the setting is neither 0 nor 1.
     """
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        return False
     setting = os.environ.get("OPENMVIT_ONEDNN", "")
-    cpuinfo = Path("/proc/cpuinfo")
-    return setting == "1" or (not setting and cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text())
+    if setting not in ("", "0", "1"):
+        raise UserError(f"OPENMVIT_ONEDNN is {setting!r}", "Set it to 1 or 0, or not at all")
+    if setting == "0" or (not setting and "AuthenticAMD" not in _processor()):
+        return False
+    try:
+        one_dnn_linear(torch.ones(2, 4, dtype=dtype), torch.ones(3, 4, dtype=dtype), torch.ones(3, dtype=dtype))
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+def _processor() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+
+
+def one_dnn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
+    """oneDNN's linear layer, with the exact GELU behind it if asked; no gradient."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+
+
+def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether nobody has replaced a layer, its forward, or hung a hook on it, so that its arithmetic is all it does."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is kind and "forward" not in vars(layer) and not any(hooks)
 
 
 def apply_linear(layer: nn.Module, x: Tensor, *, gelu_before: bool = False, gelu_after: bool = False) -> Tensor:
-    """A linear layer with the exact GELU before or after it; one that was replaced or has hooks is called itself."""
-    if type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks:
+    """A linear layer with the exact GELU before or after it; one that is not untouched is called itself."""
+    if is_untouched(layer, nn.Linear):
+        assert isinstance(layer, nn.Linear)
         return linear(x, layer.weight, layer.bias, gelu_before=gelu_before, gelu_after=gelu_after)
     x = layer(F.gelu(x) if gelu_before else x)
     return F.gelu(x) if gelu_after else x
@@ -71,13 +100,13 @@ def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu_before: bool = False, gelu_after: bool = False
 ) -> Tensor:
     """`[..., C] -> [..., C_out]`. Of a GELU before it only the input is kept for the backward pass."""
-    device = x.device.type
+    device, wide = x.device.type, torch.float64 in (x.dtype, weight.dtype)
     # A graph without values shows the layers themselves to those who count, compile or export it.
     values = torch.amp.is_autocast_available(device) and not _traced()
-    autocast = values and torch.is_autocast_enabled(device)
+    autocast = values and torch.is_autocast_enabled(device) and not wide
     dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
-    grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    one_dnn = values and device == "cpu" and dtype in TYPES and one_dnn_pays()
+    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    one_dnn = values and device == "cpu" and dtype in TYPES and one_dnn_pays(dtype)
     fits = values and (autocast or x.dtype == dtype) and type(weight) in (Tensor, nn.Parameter)
     if not (fits and (one_dnn or (grad and gelu_before))):
         x = F.linear(F.gelu(x) if gelu_before else x, weight, bias)
@@ -118,8 +147,8 @@ def depthwise(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    if x.device.type == "cpu" and x.dtype in TYPES and one_dnn_pays():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+    if x.device.type == "cpu" and x.dtype in TYPES and one_dnn_pays(x.dtype):
+        return one_dnn_linear(x, weight, bias, gelu=gelu)
     x = F.linear(x, weight, bias)
     return F.gelu(x) if gelu else x
 

@@ -47,7 +47,7 @@ def attend_by_products(
     if torch.compiler.is_compiling():  # a compiler has its own ways to save memory
         scores = _queries(q, tables, *how) @ _keys(k, groups, k_grid).mT
         out = scores.softmax(-1) @ v.transpose(1, 2).flatten(0, 1)
-        out = out.unflatten(0, (q.shape[0], -1)).transpose(1, 2)
+        out = out.unflatten(0, (q.shape[0], q.shape[-2])).transpose(1, 2)
     else:
         out = _Products.apply(how, q, k, v, *tables)
     return out.unflatten(1, q_grid)
@@ -126,7 +126,7 @@ class _Products(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             keys, values = _keys(k, *how[:2]), _heads_first(v.transpose(1, 2))
             out = _forward(_queries(q, tables, *how), keys, values)
-        return out.unflatten(0, (q.shape[0], -1)).transpose(1, 2)
+        return out.unflatten(0, (q.shape[0], q.shape[-2])).transpose(1, 2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -144,5 +144,5 @@ class _Products(torch.autograd.Function):
             keys, values = _keys(k, *ctx.how[:2]), _heads_first(v.transpose(1, 2))
             grads = _backward(queries.detach(), keys, values, _heads_first(grad.transpose(1, 2)))
             of_q, *of_tables = torch.autograd.grad(queries, inputs, grads[0])
-        of_k, of_v = (g.unflatten(0, (q.shape[0], -1)).transpose(1, 2) for g in grads[1:])
+        of_k, of_v = (g.unflatten(0, (q.shape[0], q.shape[-2])).transpose(1, 2) for g in grads[1:])
         return None, of_q, of_k, of_v, *of_tables
