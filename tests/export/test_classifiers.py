@@ -16,6 +16,7 @@ from openmvit import checkpoint
 from openmvit.cli import main
 from openmvit.errors import UserError
 from openmvit.export import export, formats
+from openmvit.export.agreement import check_agreement
 from openmvit.export.plan import Plan, worst_difference
 from openmvit.export.run import write
 from openmvit.exported import ExportedClassifier
@@ -146,6 +147,14 @@ class Counting(nn.Module):
     def forward(self, x):
         self.calls += 1
         return x * self.calls
+
+
+@pytest.mark.parametrize("difference", [float("nan"), float("inf"), 2e-4])
+def test_a_difference_that_is_no_small_number_is_refused(difference):
+    x = torch.ones(2, 3)
+    plan = Plan(nn.Identity(), (x,), ({},), (["x"], ["y"]), ([{}], [{}]), [(x,)], {}, "", lambda own, found: difference)
+    with pytest.raises(UserError, match=r"differs by .* at 2 x 3"):
+        check_agreement(plan, lambda inputs: inputs)
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch"])

@@ -156,6 +156,28 @@ def test_a_difference_is_seen_whatever_the_order():
     assert matched_difference(own, (boxes[[0, 0]], scores[[0, 0]], labels[[0, 0]], masks)) == float("inf")
 
 
+@pytest.mark.parametrize("part", [0, 1, 3])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_no_agreement(part, value):
+    own = [torch.tensor([[0.0, 0, 9, 9], [5, 5, 30, 40]]), torch.tensor([0.9, 0.8]), torch.tensor([1, 1]), None]
+    own[3] = torch.rand(2, 28, 28)
+    other = [x.clone() for x in own]
+    other[part].view(-1)[-1] = value
+    assert matched_difference(own, other) == matched_difference(other, own) == float("inf")
+    assert matched_difference(other, other) == float("inf")
+
+
+def test_a_detector_that_finds_nothing_is_refused(tmp_path):
+    model, card = load_model(
+        tiny_file(tmp_path / "t.safetensors", **TINY, neck="last", channels=16, anchor_sizes=(16.0,))
+    )
+    for name, parameter in model.named_parameters():
+        if "cls_score" in name:
+            parameter.requires_grad_(False).fill_(float("nan"))
+    with pytest.raises(UserError, match="finds nothing in random pictures"):
+        plan_detector(model, card)
+
+
 @torch.no_grad()
 def test_a_program_of_torch_finds_the_same(tmp_path):
     file = tiny_file(tmp_path / "t.safetensors", **TINY, neck="last", channels=16, anchor_sizes=(16.0, 48.0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import lcm
+from math import isfinite, lcm
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ def plan_detector(detector: Detector, card: dict[str, Any]) -> Plan:
     """How a detector is exported: one picture, height and width open unless it pads to a square.
 
     Raises:
-        UserError: if it suppresses softly, or its card does not say how pictures are resized.
+        UserError: if it suppresses softly, its card does not say how pictures are resized, or it finds nothing at all.
     """
     config = detector.config
     if config.soft_nms != "none":
@@ -83,6 +83,11 @@ def plan_detector(detector: Detector, card: dict[str, Any]) -> Plan:
         named, words = {2: "height", 3: "width"}, f"one picture, height and width multiples of {step}"
     found = [{0: "objects"} for _ in range(4)]
     probes = [_probe(graph, size, number) for number, size in enumerate(sizes)]
+    if not any(threshold > 0 for *_, threshold in probes):
+        raise UserError(
+            "This detector finds nothing in random pictures at a threshold of 0, so that nothing could be compared",
+            "Give other weights; these may hold values that are no numbers",
+        )
     return Plan(
         module=graph,
         inputs=probes[0],
@@ -129,7 +134,7 @@ def _probe(graph: DetectorGraph, padded: tuple[int, int], seed: int) -> Inputs:
 def matched_difference(expected: Outputs, found: Outputs) -> float:
     """Largest difference of scores and masks, and of boxes in parts of 200 pixels; detections may be in another order.
 
-    Infinite if there is another number of detections, or one has no partner of its class.
+    Infinite if there is another number of detections, one has no partner of its class, or a value is no number.
     """
     (boxes, scores, labels, masks), (other, values, numbers, probs) = expected, found
     if boxes.shape != other.shape:
@@ -142,4 +147,6 @@ def matched_difference(expected: Outputs, found: Outputs) -> float:
     worst, partner = apart.min(dim=1)
     if len(partner.unique()) < len(partner) or not worst.isfinite().all():
         return float("inf")
-    return max(float(worst.max()), float((masks - probs[partner]).abs().max()))
+    # Tensors keep what is no number, where Python's max may drop it.
+    largest = float(torch.maximum(worst.max(), (masks - probs[partner]).abs().max()))
+    return largest if isfinite(largest) else float("inf")
