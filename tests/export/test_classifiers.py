@@ -205,6 +205,55 @@ def test_damaged_and_strange_files_are_named(file, tmp_path):
         assert main([verb, str(file)]) == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"format": "x"}, r"format is 'x'\. Accepted: a whole number"),
+        ({"format": 99}, "newer version"),
+        ({"export": []}, r"export is '\[\]'"),
+        ({"export": {"multiple": "x"}}, "multiple is 'x'"),
+        ({"export": {"multiple": -8}}, "multiple is '-8'"),
+        ({"export": {"multiple": True}}, "multiple is 'True'"),
+        ({"classes": 5}, "classes is '5'"),
+        ({"classes": ["red", None, "blue"]}, r"classes is .* a list of texts"),
+        ({"classes": ["red"]}, "names 1 classes of a network with 3"),
+        ({"recipe": []}, "recipe is"),
+        ({"preprocessing": {"imgsz": "x"}}, "imgsz is 'x'"),
+        ({"preprocessing": {"mean": [0.5]}}, r"mean is .* three numbers"),
+        ({"preprocessing": {"std": 1}}, r"std is .* three numbers"),
+        ({"architecture": {"num_classes": 1}}, "has 3 classes and its metadata 1"),
+        ({"architecture": {"in_chans": 1}}, "has 3 channels and its metadata 1"),
+        ({"task": "detection", "architecture": {"backbone": {}}}, r"takes 4 axes, and by its metadata"),
+    ],
+)
+def test_metadata_that_cannot_be_are_one_sentence(file, tmp_path, changes, reason):
+    path = changed_card(file, tmp_path / "a.onnx", lambda card: merged(card, changes))
+    with pytest.raises(UserError, match=reason):
+        load_network(path)
+
+
+def test_a_graph_of_images_is_none_of_clips(file, tmp_path):
+    clips = load_model(clip_model(tmp_path / "clips.safetensors"))[0].config.to_dict()
+    path = changed_card(file, tmp_path / "a.onnx", lambda card: card | {"architecture": clips})
+    with pytest.raises(UserError, match="takes 4 axes, and by its metadata 5 axes"):
+        load_network(path)
+
+
+def merged(card, changes):
+    """A card with changed values; of a record those that are named, and of a detector no fields of a classifier."""
+    keep = "task" not in changes
+    both = {k: card[k] | v if isinstance(v, dict) and keep else v for k, v in changes.items()}
+    return card | both
+
+
+def changed_card(file, path, change):
+    """A copy of an exported file with another card."""
+    model = onnx.load(file)
+    formats.write_card(model, change(card_of(file)))
+    onnx.save(model, str(path))
+    return path
+
+
 def test_only_the_cpu_runs_it(file):
     with pytest.raises(UserError, match="runs on the CPU"):
         load_network(file)[0].on("cuda")

@@ -13,7 +13,7 @@ from detectors import CATEGORY_IDS, CLASSES, detector_file, recorded_finds, reco
 from openmvit import checkpoint
 from openmvit.cli import main
 from openmvit.errors import UserError
-from openmvit.export import export
+from openmvit.export import export, formats
 from openmvit.export.detectors import matched_difference, plan_detector
 from openmvit.predict import coco_document
 from openmvit.validate import validate
@@ -119,6 +119,26 @@ def test_val_of_the_graph_is_val_of_the_detector(place):
     for kind in ("box", "mask"):
         assert list(scores[1][kind].values()) == pytest.approx(list(scores[0][kind].values()), abs=1e-6)
     assert 0.1 < scores[1]["box"]["AP"] < 0.99
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"export": {"precision": "fp32", "multiple": 0}}, "do not say of what the sides are multiples"),
+        ({"export": {"precision": "fp32"}}, "do not say of what the sides are multiples"),
+        ({"classes": ["one"]}, "names 1 classes of a network with"),
+        ({"square_pad": 64}, "takes no squares of 64"),
+    ],
+)
+def test_metadata_that_cannot_be_are_one_sentence(place, tmp_path, changes, reason):
+    model = onnx.load(place / "d.onnx")
+    card = json.loads({p.key: p.value for p in model.metadata_props}["openmvit"])
+    if "square_pad" in changes:
+        card["architecture"] |= changes
+    formats.write_card(model, card | {key: value for key, value in changes.items() if key != "square_pad"})
+    onnx.save(model, str(tmp_path / "d.onnx"))
+    with pytest.raises(UserError, match=reason):
+        load_network(tmp_path / "d.onnx")
 
 
 @pytest.mark.parametrize("options", [{"tta": True}, {"soft_nms": "gaussian"}, {"batch": 2}])

@@ -9,10 +9,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from openmvit.checkpoint import FORMAT, HEADER, architecture_of
+from openmvit.checkpoint import HEADER, architecture_of
 from openmvit.config import MViTConfig
 from openmvit.convert.claims import check_card_text, check_length
 from openmvit.errors import UserError
+from openmvit.exported.card import check_card, check_classes, check_classifier
 
 INSTALL = "Install it: pip install 'openmvit[export]'"
 SUFFIX = ".onnx"
@@ -97,12 +98,14 @@ class ExportedClassifier(ExportedNetwork):
     """A classifier: `[B, C, *size]` -> logits `[B, num_classes]`.
 
     Raises:
-        UserError: if the card names no architecture.
+        UserError: if the card names no architecture, or one that is not that of the graph.
     """
 
     def __init__(self, path: Path, session: Any, card: dict[str, Any]) -> None:
         super().__init__(path, session, card)
         self.config = MViTConfig.from_dict(architecture_of(card, path))
+        check_classifier(path, session, self.config)
+        check_classes(path, card, self.config.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x)[0]
@@ -112,7 +115,7 @@ def open_exported(path: Path) -> tuple[Any, dict[str, Any]]:
     """Session and card of an ONNX file that `openmvit export` wrote.
 
     Raises:
-        UserError: if it is damaged, or has no card.
+        UserError: if it is damaged, has no card, or one with a value that cannot be.
     """
     session = open_session(path)
     text = session.get_modelmeta().custom_metadata_map.get(HEADER)
@@ -123,8 +126,4 @@ def open_exported(path: Path) -> tuple[Any, dict[str, Any]]:
         card = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"The metadata of {path} is no card", "The file is damaged; export it again") from error
-    if not isinstance(card, dict) or not isinstance(card.get("preprocessing"), dict):
-        raise UserError(f"The metadata of {path} is no card", "The file is damaged; export it again")
-    if card.get("format", 0) > FORMAT:
-        raise UserError(f"{path} was written by a newer version (format {card['format']})", "Update openmvit")
-    return session, card
+    return session, check_card(path, card)

@@ -16,18 +16,27 @@ from openmvit.detection.config import DetectorConfig
 from openmvit.detection.detections import Detections
 from openmvit.errors import UserError
 from openmvit.exported import ExportedNetwork
+from openmvit.exported.card import WRITE, check_classes, check_graph
 
 
 class ExportedDetector(ExportedNetwork):
     """A detector that runs on the CPU, one picture after the other, and suppresses as it was exported.
 
     Raises:
-        UserError: if the card names no architecture.
+        UserError: if the card names no architecture, another than the graph has, or not what sides are multiples of.
     """
 
     def __init__(self, path: Path, session: Any, card: dict[str, Any]) -> None:
         super().__init__(path, session, card)
         self.config = DetectorConfig.from_dict(architecture_of(card, path))
+        check_graph(path, session, (4, 1, 1), (2, 1, 1, 3))
+        check_classes(path, card, self.config.num_classes)
+        self._step = card.get("export", {}).get("multiple", 0)
+        if not self._step:
+            raise UserError(f"The metadata of {path} do not say of what the sides are multiples", WRITE)
+        square = self.config.square_pad
+        if square and any(side != -(-square // self._step) * self._step for side in session.get_inputs()[0].shape[2:]):
+            raise UserError(f"The graph of {path} takes no squares of {square}, which its metadata name", WRITE)
 
     def forward(
         self,
@@ -49,7 +58,7 @@ class ExportedDetector(ExportedNetwork):
 
     def _find(self, image: Tensor, threshold: float) -> Detections:
         size = (int(image.shape[1]), int(image.shape[2]))
-        step, square = self.card["export"]["multiple"], self.config.square_pad
+        step, square = self._step, self.config.square_pad
         if square and max(size) > square:
             raise UserError(
                 f"A picture of {size[0]} x {size[1]} does not fit the square of {square} that this detector pads to",
@@ -58,4 +67,6 @@ class ExportedDetector(ExportedNetwork):
         height, width = (-(-max(square, n) // step) * step for n in size)
         padded = F.pad(image.float(), (0, width - size[1], 0, height - size[0]))[None]
         boxes, scores, labels, probs = self.run(padded, torch.tensor(size), torch.tensor([threshold]))
+        if any(not 0 <= label < self.config.num_classes for label in labels.tolist()):
+            raise UserError(f"{self.path} finds more classes than the {self.config.num_classes} of its metadata", WRITE)
         return Detections(boxes, scores, labels, size, probs)
