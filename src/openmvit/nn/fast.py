@@ -38,7 +38,7 @@ def products_pay(q: Tensor) -> bool:
 
     Always but for images in float32 without gradient, where the kernel is ahead by a little: in bf16 it computes at the
     speed of float32, with a gradient it gives way to one that keeps all scores, and on three axes writing the term out
-    costs more than the products. Compiled, in bf16 alone. Figures: benchmarks/NOTES.md, benchmarks/layers.md.
+    costs more than the products. Compiled, in bf16 alone. Figures: benchmarks/NOTES.md.
     """
     if on_plain_cpu(q):
         return q.dtype != torch.float32 or torch.is_grad_enabled() or q.dim() > 5
