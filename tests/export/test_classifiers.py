@@ -1,7 +1,10 @@
 """Exported classifiers of images and clips: real runs, real files, and ONNX Runtime against the network."""
 
+import dataclasses
 import json
 import re
+import resource
+import sys
 
 import onnx
 import pytest
@@ -18,7 +21,7 @@ from openmvit.errors import UserError
 from openmvit.export import export, formats
 from openmvit.export.agreement import check_agreement
 from openmvit.export.plan import Plan, worst_difference
-from openmvit.export.run import write
+from openmvit.export.run import file_for, write
 from openmvit.exported import ExportedClassifier
 from openmvit.validate import validate
 from openmvit.zoo import load_model, load_network
@@ -167,6 +170,50 @@ def test_a_graph_that_disagrees_leaves_no_file(tmp_path, form):
     assert list(path.parent.iterdir()) == []
 
 
+def one_layer():
+    """A plan of a layer of 4 MB."""
+    x = torch.ones(2, 1000)
+    return Plan(nn.Linear(1000, 1000), (x,), ({},), (["x"], ["y"]), ([{}], [{}]), [(x,)], {"export": {}}, "")
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("onnx", ".onnx"), ("torch", ".pt2")])
+def test_a_file_that_cannot_be_is_found_before_the_trace(tmp_path, form, suffix):
+    (tmp_path / "file.txt").write_text("x")
+    never = dataclasses.replace(one_layer(), module=Counting(), inputs=())  # which no trace takes
+    for name, reason in (
+        ("file.txt/a", "Not a directory"),
+        ("file.txt/b/a", "Not a directory"),
+        ("a" * 300, "name too long"),
+    ):
+        with pytest.raises(UserError, match=rf"Cannot write .*{reason}\)\. Choose another file with --out"):
+            write(never, form, tmp_path / (name + suffix))
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+    with pytest.raises(UserError, match="name too long"):
+        write(never, form, file_for("mvitv2_tiny", suffix, tmp_path / ("a" * 300 + suffix)))
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("onnx", ".onnx"), ("torch", ".pt2")])
+def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path, form, suffix):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"Cannot write .*\(File too large\)"):
+            write(one_layer(), form, tmp_path / f"a{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_files_of_the_folder_stay(tmp_path):
+    own = [tmp_path / name for name in ("a.part.onnx", "a.part8.onnx", "a.int8")]
+    for path in own:
+        path.write_text("mine")
+    done = write(one_layer(), "onnx", tmp_path / "a.onnx", int8=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.onnx", *(path.name for path in own)}
+    assert all(path.read_text() == "mine" for path in own) and done.worst < 1e-5
+    assert card_of(done.path)["export"] == {"precision": "int8"}
+
+
 def test_differences_are_relative_and_a_nan_is_no_agreement():
     assert worst_difference([torch.tensor([10.0, 1.0])], [torch.tensor([10.0, 1.1])]) == pytest.approx(0.01, rel=1e-4)
     assert worst_difference([torch.zeros(2)], [torch.zeros(3)]) == float("inf")
@@ -201,8 +248,37 @@ def test_damaged_and_strange_files_are_named(file, tmp_path):
         openmvit.load(written(model.SerializeToString()))
     with pytest.raises(UserError, match="no file"):
         openmvit.load(tmp_path / "none.onnx")
-    for verb in ("info", "export"):
-        assert main([verb, str(file)]) == 2
+    assert main(["info", str(file)]) == 2
+
+
+@pytest.mark.parametrize("name", ["best.onnx", "none.pt2"])
+def test_a_graph_is_not_exported_again(file, capsys, name):
+    assert main(["export", str(file.with_name(name))]) == 2
+    said = capsys.readouterr().err
+    assert f"{name} is an exported graph already. Name the run or the weights that it was made of." in said
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_library_is_missed_before_the_target(monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UserError, match=rf"Writing ONNX needs {missing}\. Install it"):
+        export("no-such-run")
+    with pytest.raises(UserError, match="is no model, run folder or file"):
+        export("no-such-run", "torch")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--data", "none"], "none"),
+        (["--split", "test"], "has no split 'test'"),
+        (["--workers", "-1"], "workers is -1"),
+    ],
+)
+def test_int8_looks_at_the_data_first(place, tmp_path, capsys, options, reason):
+    words = ["export", str(place / "run"), "--int8", "--out", str(tmp_path / "a.onnx")]
+    assert main([*words, *(["--workers", "0"] if "--workers" not in options else []), *options]) == 2
+    assert reason in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -261,7 +337,7 @@ def test_only_the_cpu_runs_it(file):
 
 @pytest.mark.parametrize(("missing", "what"), [("onnxruntime", "Running an ONNX file"), ("onnx", "Writing ONNX")])
 def test_a_missing_library_is_one_sentence(place, file, tmp_path, monkeypatch, missing, what):
-    monkeypatch.setitem(__import__("sys").modules, missing, None)
+    monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=rf"{what} needs {missing}.*pip install 'openmvit\[export\]'"):
         openmvit.load(file) if missing == "onnxruntime" else export(place / "run", out=tmp_path / "a.onnx", fixed=True)
 

@@ -34,24 +34,27 @@ class ExportOptions:
 
 def export(given: Arguments) -> int:
     """Write a network as a graph; with `int8` score it before and after."""
-    from openmvit.export import export as write
+    from openmvit.export.run import prepare, write
 
     options = given.options()
     scoring = {key: options.pop(key) for key in ("data", "split", "workers")}
     if not options["int8"] and (alone := next((key for key in scoring if key in given.flags), None)):
         raise UserError(f"--{alone} is for the scores of --int8", "Add --int8, or leave it out")
-    done = write(given.positional["target"], **options)
+    target = given.positional["target"]
+    plan, path = prepare(target, **options)
+    # Before the long part, and before there is a file: the data may be wrong or missing.
+    before = _scores(target, scoring) if options["int8"] else {}
+    done = write(plan, options["format"], path, options["int8"])
     print(done)
     if options["int8"]:
-        print(_scores(given.positional["target"], str(done.path), scoring))
+        after = _scores(str(done.path), scoring)
+        metric = "top1" if "top1" in before else "mAP"
+        print(f"int8 {metric} fp32={before[metric]:.4f} int8={after[metric]:.4f} samples={after['samples']}")
     return 0
 
 
-def _scores(target: str, file: str, scoring: dict[str, Any]) -> str:
-    """What the data say of the network and of its 8-bit file."""
+def _scores(target: str, scoring: dict[str, Any]) -> dict[str, Any]:
+    """What the data say of a network or file."""
     from openmvit.validate import validate
 
-    found = {kind: validate(place, device="cpu", **scoring) for kind, place in (("fp32", target), ("int8", file))}
-    metric = "top1" if "top1" in found["fp32"] else "mAP"
-    scores = " ".join(f"{kind}={result[metric]:.4f}" for kind, result in found.items())
-    return f"int8 {metric} {scores} samples={found['int8']['samples']}"
+    return validate(target, device="cpu", **scoring)

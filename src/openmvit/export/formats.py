@@ -27,6 +27,23 @@ _FOLDED = 2**26
 Runner = Callable[[Inputs], Outputs]
 
 
+def require_libraries(int8: bool) -> None:
+    """Look for what writing and running ONNX files needs, which would else be missed minutes later.
+
+    Raises:
+        UserError: naming what is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+
+        if int8:
+            import onnxruntime.quantization  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"Writing ONNX needs {error.name or error}", INSTALL) from error
+
+
 @torch.no_grad()
 def trace(plan: Plan) -> ExportedProgram:
     """The program of a plan.
@@ -44,26 +61,33 @@ def trace(plan: Plan) -> ExportedProgram:
 
 
 def write_program(plan: Plan, program: ExportedProgram, path: Path) -> None:
-    """A file for `torch.export.load`; the card is its extra file `openmvit`."""
-    torch.export.save(program, path, extra_files={HEADER: card_text(plan.card)})
+    """A file for `torch.export.load`; the card is its extra file `openmvit`.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    # Into memory first: torch ends the whole process where a file takes no more.
+    content = io.BytesIO()
+    with _quiet():
+        torch.export.save(program, content, extra_files={HEADER: card_text(plan.card)})
+    path.write_bytes(content.getbuffer())
 
 
 def write_onnx(plan: Plan, program: ExportedProgram, path: Path) -> None:
     """One ONNX file with weights inside; the card is its metadata `openmvit`.
 
     Raises:
-        UserError: if the exporter is not installed, or the weights are more than one file can hold.
+        UserError: if the weights are more than one file can hold.
+        OSError: if the file cannot be written.
     """
+    import onnx
+    from onnxscript.optimizer import fold_constants, remove_unused_nodes
+
     size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
     if size > _LIMIT:
         raise UserError(
             f"The weights have {size / 2**30:.1f} GiB and one ONNX file holds 2", "Export with --format torch"
         )
-    try:
-        import onnx
-        from onnxscript.optimizer import fold_constants, remove_unused_nodes
-    except ImportError as error:
-        raise UserError(f"Writing ONNX needs {error.name}", INSTALL) from error
     options: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
     options |= {"input_names": list(plan.names[0]), "output_names": list(plan.names[1])}
     if plan.translations is not None:

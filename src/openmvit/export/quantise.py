@@ -6,9 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from openmvit.errors import UserError
 from openmvit.export.formats import write_card
-from openmvit.exported import INSTALL
 
 PRODUCTS = ("MatMul", "Gemm")
 """What is quantised. Convolutions are a small share of the work, and lose time and accuracy there."""
@@ -18,13 +16,11 @@ def quantise(source: Path, path: Path, card: dict[str, Any]) -> None:
     """Write a copy whose weights of matrix products are int8, one scale per column; inputs are scaled as they come.
 
     Raises:
-        UserError: if ONNX Runtime's quantisation is not installed.
+        OSError: if the file cannot be written.
     """
-    try:
-        import onnx
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-    except ImportError as error:
-        raise UserError(f"Quantisation needs {error.name}", INSTALL) from error
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from openmvit.checkpoint import find
 from openmvit.errors import UserError, did_you_mean
 from openmvit.export.agreement import check_agreement
 from openmvit.export.classifiers import plan_classifier
-from openmvit.export.formats import SUFFIXES, open_file, trace, write_onnx, write_program
+from openmvit.export.formats import SUFFIXES, open_file, require_libraries, trace, write_onnx, write_program
 from openmvit.export.plan import Plan
 from openmvit.export.quantise import quantise
 from openmvit.model import MViT
@@ -46,7 +50,7 @@ def export(
     fixed: bool = False,
     int8: bool = False,
 ) -> Exported:
-    """Write a run, file or released model as a graph, and compare that with the network on random inputs.
+    """Write a run, file of weights or released model as a graph, and compare that with the network on random inputs.
 
     Batch, height and width stay open, sides as multiples of 32, unless the network's own size is none.
 
@@ -60,20 +64,44 @@ def export(
         UserError: if the target cannot be loaded or traced, the file exists, or it does not agree with the network
             to 1e-4 of the largest output. No file is left then.
     """
+    plan, path = prepare(target, format, out, imgsz=imgsz, fixed=fixed, int8=int8)
+    return write(plan, format, path, int8)
+
+
+def prepare(
+    target: str | Path,
+    format: str = "onnx",
+    out: str | Path | None = None,
+    *,
+    imgsz: int | None = None,
+    fixed: bool = False,
+    int8: bool = False,
+) -> tuple[Plan, Path]:
+    """All of `export` before the long part: what will be traced, and the file to write.
+
+    Raises:
+        UserError: see `export`; or if the file cannot be written there.
+    """
     if format not in SUFFIXES:
         raise UserError(f"The format is {format!r}", did_you_mean(format, SUFFIXES))
     if int8 and format != "onnx":
         raise UserError("int8 is given and the format is torch", "Accepted with it: onnx")
+    if Path(target).suffix in SUFFIXES.values():
+        raise UserError(f"{target} is an exported graph already", "Name the run or the weights that it was made of")
+    if format == "onnx":
+        require_libraries(int8)
     path = file_for(target, (".int8" if int8 else "") + SUFFIXES[format], out)
     network, card = load_model(target)
+    with _unfinished(path):
+        pass
     if not isinstance(network, MViT):
         from openmvit.export.detectors import plan_detector
 
         for name, given in (("int8", int8), ("imgsz", imgsz is not None), ("fixed", fixed)):
             if given:
                 raise UserError(f"{name} is given and {target} is a detector", "Accepted for classifiers")
-        return write(plan_detector(network, card), format, path)
-    return write(plan_classifier(network, card, imgsz, fixed), format, path, int8)
+        return plan_detector(network, card), path
+    return plan_classifier(network, card, imgsz, fixed), path
 
 
 def file_for(target: str | Path, ending: str, out: str | Path | None) -> Path:
@@ -91,30 +119,41 @@ def file_for(target: str | Path, ending: str, out: str | Path | None) -> Path:
         path = Path(Path(target).name + ending)
     if path.suffix != suffix:
         raise UserError(f"{path} would be a {suffix} file under another name", f"End the name with {suffix}")
-    if path.exists():
+    if os.path.lexists(path):  # of a name that is too long, Path.exists raises
         raise UserError(f"{path} exists", "Give another file with --out")
     return path
 
 
 def write(plan: Plan, form: str, path: Path, int8: bool = False) -> Exported:
-    """Write the file under another name, compare, and rename it once it agrees.
+    """Write the file elsewhere in its folder, compare, and move it to its place once it agrees.
 
     Raises:
         UserError: see `export`.
     """
-    part, small = (path.with_name(f"{path.stem}.{word}{path.suffix}") for word in ("part", "part8"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _unfinished(path) as part:
         (write_program if form == "torch" else write_onnx)(plan, trace(plan), part)
         worst = check_agreement(plan, open_file(part, form))
         if int8:
-            card = plan.card | {"export": plan.card["export"] | {"precision": "int8"}}
-            quantise(part, small, card)
-            small.replace(part)
+            small = part.with_suffix(".int8")  # of the same length, as a name may be as long as can be
+            quantise(part, small, plan.card | {"export": plan.card["export"] | {"precision": "int8"}})
+            part = small
         part.replace(path)
-    except OSError as error:
-        raise UserError(f"Cannot write {path} ({error.strerror})", "Choose another file with --out") from error
-    finally:
-        part.unlink(missing_ok=True)
-        small.unlink(missing_ok=True)
     return Exported(path, plan.note, len(plan.probes), worst)
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """An empty file of the same name in a new folder beside it, where nobody has files; the folder goes afterwards.
+
+    Raises:
+        UserError: if there can be no such file, or the disk refuses what is written inside the block.
+    """
+    try:
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".export-", dir=path.parent, ignore_cleanup_errors=True) as folder:
+            part = Path(folder, path.name)
+            part.touch()
+            yield part
+    except OSError as error:
+        raise UserError(f"Cannot write {path} ({error.strerror or error})", "Choose another file with --out") from error
