@@ -64,6 +64,7 @@ print(*(type(side).__module__ for side in build(make_case("mvitv2_small_16x4", d
         (["mvitv2_small", "--switch", "--mode", "best"], "--switch is for --mode eager"),
         (["mvitv2_small", "--batch", "many"], "invalid int value: 'many'"),
         (["mvitv2_small", "--prec", "fp32"], "nrecognized arguments: --prec fp32"),
+        (["--suite", "cuda", "--pairs", "0"], "--pairs is 0"),
         (["--suite", "tpu"], "invalid choice: 'tpu'"),
         ([], "The name of a network is missing"),
     ],

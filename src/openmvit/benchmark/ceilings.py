@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from openmvit.benchmark.case import Case
 from openmvit.measuring import Step, seconds_of
+from openmvit.nn.fast import one_dnn_linear
 
 _REPEATS = 5
 
@@ -24,8 +25,11 @@ Linear = Callable[[Tensor, Tensor], Tensor]
 
 def onednn_linear() -> Linear | None:
     """oneDNN's linear layer; None where this version of torch has none."""
-    found = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-    return None if found is None else lambda x, w: found(x, w, None, "none", [], "")
+    try:
+        one_dnn_linear(torch.ones(2, 4), torch.ones(3, 4), None)
+    except (AttributeError, RuntimeError):
+        return None
+    return lambda x, w: one_dnn_linear(x, w, None)
 
 
 def linear_layers(case: Case) -> tuple[list[Step], float]:

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     options = vars(_parser().parse_args(argv))
     suite, name = options.pop("suite"), options.pop("name")
     if suite is not None:
-        given = {key: value for key, value in {"name": name, **options}.items() if value}
+        given = {k: v for k, v in {"name": name, **options}.items() if v is not None and v is not False}
         run_suite(choose(SUITES[suite](given.pop("pairs", 15)), given))
         return 0
     if name is None:

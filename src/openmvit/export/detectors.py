@@ -82,12 +82,7 @@ def plan_detector(detector: Detector, card: dict[str, Any]) -> Plan:
         dynamic = {2: step * Dim("h", min=1, max=most), 3: step * Dim("w", min=1, max=most)}
         named, words = {2: "height", 3: "width"}, f"one picture, height and width multiples of {step}"
     found = [{0: "objects"} for _ in range(4)]
-    probes = [_probe(graph, size, number) for number, size in enumerate(sizes)]
-    if not any(threshold > 0 for *_, threshold in probes):
-        raise UserError(
-            "This detector finds nothing in random pictures at a threshold of 0, so that nothing could be compared",
-            "Give other weights; these may hold values that are no numbers",
-        )
+    probes = _probes(graph, sizes)
     return Plan(
         module=graph,
         inputs=probes[0],
@@ -116,6 +111,16 @@ def _widest_window(config: DetectorConfig) -> int:
     ]
     sides = [side for window in trunk.windows for side in window]
     return max((n * s for n, s in zip(sides, strides, strict=True)), default=2 * padded_to(config))
+
+
+def _probes(graph: DetectorGraph, sizes: list[tuple[int, int]]) -> list[Inputs]:
+    probes = [_probe(graph, size, number) for number, size in enumerate(sizes)]
+    if not any(threshold > 0 for *_, threshold in probes):
+        raise UserError(
+            "This detector finds nothing in random pictures at a threshold of 0, so that nothing could be compared",
+            "Give other weights; these may hold values that are no numbers",
+        )
+    return probes
 
 
 @torch.no_grad()

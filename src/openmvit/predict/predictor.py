@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from openmvit.data.video_reader import VideoDecodeError
-from openmvit.device import pick_device
+from openmvit.device import device_of, pick_device
 from openmvit.errors import UserError
 from openmvit.exported import ExportedClassifier, ExportedNetwork
 from openmvit.model import MViT
@@ -111,7 +111,7 @@ class Predictor:
     @property
     def device(self) -> torch.device:
         """Where the network lies."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return device_of(self.model)
 
     def predict(
         self,
