@@ -31,9 +31,8 @@ demo-video: $(VENV)/.stamp-package
 demo-detection: $(VENV)/.stamp-package
 	$(BIN)/openmvit demo detection
 
-# Two processes with a thread each: most tests are too small for a second thread.
 test: $(VENV)/.stamp-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)
 
 # Tests that build and install; .ci/run runs them too.
 test-slow: $(VENV)/.stamp-test
