@@ -237,8 +237,11 @@ def test_replaced_and_hooked_layers_are_called(one_dnn):
 def test_a_new_qkv_is_called_and_gives_the_same():
     model, x = network(IMAGE), torch.randn(1, 3, 24, 40)
     before = model(x)
-    model.blocks[0].attn.qkv = torch.nn.Sequential(model.blocks[0].attn.qkv)
+    calls, layer = [], model.blocks[0].attn.qkv
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    model.blocks[0].attn.qkv = torch.nn.Sequential(layer)
     torch.testing.assert_close(model(x), before, rtol=1e-6, atol=1e-6)
+    assert len(calls) == 1
 
 
 def test_types_that_do_not_fit_stay_an_error(one_dnn):

@@ -75,12 +75,7 @@ def plan_detector(detector: Detector, card: dict[str, Any]) -> Plan:
     several = (_widest_window(config) // step + 1) * step
     sizes = [(several, several + step), (2 * step, 3 * step), (several + 2 * step, 2 * step)]
     sizes = [(side, side)] * 3 if side else sizes
-    dynamic: dict[int, Any] = {}
-    named, words = {}, f"one picture, padded to {side} x {side}"
-    if not side:
-        most = _LARGEST // step
-        dynamic = {2: step * Dim("h", min=1, max=most), 3: step * Dim("w", min=1, max=most)}
-        named, words = {2: "height", 3: "width"}, f"one picture, height and width multiples of {step}"
+    dynamic, named, words = _sides(step, side)
     found = [{0: "objects"} for _ in range(4)]
     probes = _probes(graph, sizes)
     return Plan(
@@ -96,6 +91,15 @@ def plan_detector(detector: Detector, card: dict[str, Any]) -> Plan:
         any_size=True,
         translations=translations,
     )
+
+
+def _sides(step: int, side: int) -> tuple[dict[int, Any], dict[int, str], str]:
+    """Axes of the picture that stay open, their names, and words for both."""
+    if side:
+        return {}, {}, f"one picture, padded to {side} x {side}"
+    most = _LARGEST // step
+    dynamic = {2: step * Dim("h", min=1, max=most), 3: step * Dim("w", min=1, max=most)}
+    return dynamic, {2: "height", 3: "width"}, f"one picture, height and width multiples of {step}"
 
 
 def padded_to(config: DetectorConfig) -> int:

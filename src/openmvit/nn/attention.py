@@ -77,10 +77,14 @@ class MultiscaleAttention(nn.Module):
         """`[..., dim] -> [..., dim_attn]`; a fused matrix is used by its rows, so that each result is contiguous."""
         if self.config.separate_qkv:
             return apply_linear(getattr(self, name), x)
-        rows = slice("qkv".index(name) * self.config.dim_attn, ("qkv".index(name) + 1) * self.config.dim_attn)
+        rows = self._rows_of(name)
         if not is_untouched(self.qkv, nn.Linear):
-            return self.qkv(x)[..., rows]
+            return self.qkv(x)[..., rows].contiguous()
         return linear(x, self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows])
+
+    def _rows_of(self, name: str) -> slice:
+        """Of the fused matrix, those of q, k or v."""
+        return slice("qkv".index(name) * self.config.dim_attn, ("qkv".index(name) + 1) * self.config.dim_attn)
 
     def _pool(self, name: str, x: Tensor, cls: Tensor | None) -> Tokens:
         """Pool the grid, then norm grid and class row per fold; `[B, *grid, C] -> [B, *pooled, C]`."""
@@ -91,17 +95,23 @@ class MultiscaleAttention(nn.Module):
             return x, cls
         return each(lambda t: norm(t.unflatten(-1, (self.folds, -1))).flatten(-2), x, cls)
 
-    def _heads(self, name: str, x: Tensor, cls: Tensor | None) -> Tokens:
-        """One of q, k, v: grid `[B, *pooled, h, c]` and class row `[B, 1, h, c]`."""
+    def _heads(self, name: str, x: Tensor, cls: Tensor | None, whole: Tokens | None = None) -> Tokens:
+        """One of q, k, v: grid `[B, *pooled, h, c]` and class row `[B, 1, h, c]`; `whole` are all three, projected."""
         if self.config.pool_first:
             x, cls = each(lambda t: self._project(name, t), *self._pool(name, x, cls))
-        else:
+        elif whole is None:
             x, cls = self._pool(name, *each(lambda t: self._project(name, t), x, cls))
+        else:
+            rows = self._rows_of(name)
+            x, cls = self._pool(name, *each(lambda t: t[..., rows].contiguous(), *whole))
         return each(lambda t: t.unflatten(-1, (self.num_heads, -1)), x, cls)
 
     def forward(self, x: Tensor, cls: Tensor | None = None) -> Tokens:
         """`[B, *grid, dim]` -> `[B, *q_grid, dim_attn]`, and the class token beside it."""
-        (q, q_cls), (k, k_cls), (v, v_cls) = (self._heads(name, x, cls) for name in "qkv")
+        # A fused layer that somebody has touched is called once for all three.
+        by_parts = self.config.separate_qkv or self.config.pool_first or is_untouched(self.qkv, nn.Linear)
+        whole = None if by_parts else each(self.qkv, x, cls)
+        (q, q_cls), (k, k_cls), (v, v_cls) = (self._heads(name, x, cls, whole) for name in "qkv")
         out = self._attend_windows(q, k, v) if self.config.window else self._attend_grid(q, k, v, k_cls, v_cls)
         if self.config.residual_pooling:
             # In this order the sum has the memory order of the queries, as the projection wants it.
