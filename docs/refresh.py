@@ -59,7 +59,8 @@ def tables(table: str) -> str:
     for row in dict.fromkeys(cell.row for cell in own):
         found = {cell.quantity: cell for cell in own if cell.row == row}
         rows.append([row, *(part for name in quantities for part in _parts(found.get(name)))])
-    return f"{_markdown(head, rows)}\n\n`{summary_line(own)}`"
+    told = [f"- {cell.row}, {_QUANTITIES[cell.quantity]} {cell.printed}: {cell.note}." for cell in own if cell.note]
+    return "\n".join([_markdown(head, rows), "", f"`{summary_line(own)}`", *(["", *told] if told else [])])
 
 
 def _parts(cell: Cell | None) -> tuple[str, str, str]:

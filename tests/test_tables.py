@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 from collections import Counter
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from openmvit.cli import main
 from openmvit.errors import UserError
 from openmvit.tables import compare, parse_changes, summary, summary_line, tables_text
 from openmvit.tables import compare as compare_cells
-from openmvit.tables.rows import NOT_COMPUTABLE, ROWS
+from openmvit.tables.compare import counts_of
+from openmvit.tables.rows import EXPLAINED, NOT_COMPUTABLE, ROWS
 
 FILE = Path(openmvit.__file__).parent / "paper_tables.csv"
 LAST_LINE = "tables cells=172 exact=133 unit=18 explained=21 wrong=0 not_computable=6"
@@ -61,6 +63,33 @@ def test_cells_that_cannot_be_computed_say_why(cells):
     text = tables_text(cells)
     assert all(cell.note in text for cell in missing)
     assert text.endswith(LAST_LINE)
+
+
+def test_every_explained_cell_has_a_reason_that_we_count(cells):
+    explained = {(cell.table, cell.row, cell.quantity): cell for cell in cells if cell.verdict == "explained"}
+    assert set(explained) == set(EXPLAINED)
+    for key, reason in EXPLAINED.items():
+        counts, printed = counts_of(reason), Decimal(explained[key].printed)
+        unit = Decimal(1).scaleb(int(printed.as_tuple().exponent))
+        # Rounded, or cut off: the first form is what was printed.
+        assert printed in {Decimal(counts[0]).quantize(unit, way) for way in (ROUND_HALF_UP, ROUND_DOWN)}, key
+        assert explained[key].note == reason.text.format(*(f"{count:.3f}" for count in counts))
+    assert {key[:2] for key, reason in EXPLAINED.items() if not reason.settled} == {
+        ("3", "MViTv2-L up384"),
+        ("10", "MViTv1, 16x4 (baseline)"),
+    }
+
+
+def test_the_forms_of_reasons_fit_both_cells_of_their_rows_where_they_say_so():
+    for (table, row, _), reason in EXPLAINED.items():
+        if "fits both cells" in reason.text:
+            own = next(line for line in printed_lines() if line[:3] == (table, row, "params_m"))
+            assert f"{counts_of(reason)[1]:.1f}" == own[3]
+
+
+def printed_lines():
+    with FILE.open(newline="") as file:
+        return [(line["table"], line["row"], line["quantity"], line["value"]) for line in csv.DictReader(file)]
 
 
 CHANGES = [

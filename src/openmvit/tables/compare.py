@@ -16,7 +16,7 @@ from openmvit.architectures import ARCHITECTURES, DETECTORS, PLAIN, model_config
 from openmvit.config import MViTConfig
 from openmvit.counting import Cost, count_classifier, count_detector
 from openmvit.errors import UserError, did_you_mean
-from openmvit.tables.rows import NOT_COMPUTABLE, ROWS, Setting
+from openmvit.tables.rows import EXPLAINED, NOT_COMPUTABLE, ROWS, Figure, Reason, Setting
 
 if TYPE_CHECKING:
     from openmvit.detection.config import DetectorConfig
@@ -29,7 +29,6 @@ VERDICTS: tuple[Verdict, ...] = ("exact", "unit", "explained", "wrong", "not_com
 BASES = sorted({setting.base for row in ROWS.values() for setting in row})
 """Architectures that the tables are built on."""
 
-_SCALE = {"flops_g": 1e9, "params_m": 1e6}
 _NEAR = 1e-3
 _FILE = Path(__file__).parents[1] / "paper_tables.csv"
 
@@ -111,8 +110,7 @@ def _cost(config: MViTConfig | DetectorConfig) -> Cost:
 
 def _judge(line: dict[str, str], cost: Cost) -> Cell:
     printed, note = line["value"], line["tolerance_note"]
-    count = cost.operations if line["quantity"] == "flops_g" else cost.parameters
-    ours = count / _SCALE[line["quantity"]]
+    ours = _figure(cost, "flops_g" if line["quantity"] == "flops_g" else "params_m")
     cell = partial(Cell, line["table"], line["row"], line["quantity"], printed, ours)
     digits = Decimal(printed)
     unit = Decimal(1).scaleb(int(digits.as_tuple().exponent))
@@ -121,10 +119,29 @@ def _judge(line: dict[str, str], cost: Cost) -> Cell:
     if abs(Decimal(ours) - digits) <= unit:
         return cell("unit")
     # The file's own count confirms ours here; it never takes part in it.
-    calculated, told = re.search(r"calc ([\d.]+)", note), re.search(r"differs ([^;]*)(?:; (.*))?", note)
-    if calculated and told and abs(ours / float(calculated[1]) - 1) <= _NEAR:
-        return cell("explained", told[2] or "no public configuration gives the printed value")
+    calculated, reason = (
+        re.search(r"calc ([\d.]+)", note),
+        EXPLAINED.get((line["table"], line["row"], line["quantity"])),
+    )
+    if reason and "differs" in note and calculated and abs(ours / float(calculated[1]) - 1) <= _NEAR:
+        return cell("explained", explanation(reason))
     return cell("wrong")
+
+
+def _figure(cost: Cost, figure: Figure) -> float:
+    if figure == "params_m":
+        return cost.parameters / 1e6
+    return (cost.operations if figure == "flops_g" else cost.without_norms) / 1e9
+
+
+def counts_of(reason: Reason) -> list[float]:
+    """What each form of a reason counts, not rounded; changes of architectures do not reach them."""
+    return [_figure(_cost(config_of(setting, {})), figure) for setting, figure in reason.forms]
+
+
+def explanation(reason: Reason) -> str:
+    """A reason with its counts."""
+    return reason.text.format(*(f"{count:.3f}" for count in counts_of(reason)))
 
 
 def summary(cells: Iterable[Cell]) -> dict[str, int]:

@@ -1,9 +1,12 @@
-"""Which network stands in which row of the paper's tables, as data: an architecture's name and what differs."""
+"""Which network stands in which row of the paper's tables, as data: an architecture's name and what differs.
+
+And why a printed number is not that of its row.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,88 @@ _BY_TABLE: dict[str, dict[str, Row]] = {
 ROWS: dict[tuple[str, str], Row] = {(table, row): own for table, rows in _BY_TABLE.items() for row, own in rows.items()}
 """(table, row) -> what its operations and its parameters were counted on."""
 
+Figure = Literal["flops_g", "without_norms_g", "params_m"]
+"""Billions of operations, those without norms, or millions of parameters."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why the paper prints another number than the network of a row has.
+
+    Args:
+        text: in plain words, with a `{}` for the count of each form.
+        forms: networks and what is counted of them. The first one has the printed number.
+        settled: false where that form does not fit the rows beside it, so that nothing is known.
+    """
+
+    text: str
+    forms: tuple[tuple[Setting, Figure], ...]
+    settled: bool = True
+
+
+def _copied(released: Setting) -> Reason:
+    text = "{} is that of 16 frames of 224 pixels and 400 classes, growing in the MLP; the released form has {}"
+    first = Setting("mvitv2_large_16x4", {"dim_mul_in_attention": False})
+    return Reason(text, ((first, "params_m"), (released, "params_m")))
+
+
+def _other_classes(setting: Setting, classes: int) -> Reason:
+    return Reason(f"{{}} is the number with {classes} classes", ((setting(num_classes=classes), "params_m"),))
+
+
+def _fewer_pools(setting: Setting) -> Reason:
+    text = "{} without norms and without pools of keys and values at stride 1 (pool_kv_at_stride_one: false)"
+    return Reason(text, ((setting(pool_kv_at_stride_one=False), "without_norms_g"),))
+
+
+def _pooled_first(classes: int) -> Reason:
+    text = "{} if pooled before projected (pool_first: true), which has {} M parameters and so fits both cells"
+    form = _B32(pool_first=True, separate_qkv=True, num_classes=classes)
+    return Reason(text, ((form, "flops_g"), (form, "params_m")))
+
+
+_OWN_KERNELS = _V1_CLIP(kernel_qkv=None)
+_NO_TOKEN: dict[str, Any] = {"kernel_qkv": None, "cls_token": False}
+_L_FIRST = _L_MLP(pool_first=True, separate_qkv=True, cls_token=True)
+EXPLAINED: dict[tuple[str, str, str], Reason] = {
+    ("3", "MViTv2-L up384", "flops_g"): Reason(
+        "open: {} without norms, pooled before projected and growing in the MLP, but that form has {} at 224 pixels, "
+        "where the paper prints 42.1",
+        ((_L_FIRST(img_size=384), "without_norms_g"), (_L_FIRST, "without_norms_g")),
+        settled=False,
+    ),
+    ("10", "MViTv2-L up312, 40x3", "params_m"): _copied(_L40),
+    ("10", "MViTv1, 16x4 (baseline)", "flops_g"): Reason(
+        "open: {} without norms, without a class token and with kernels that follow from strides (kernel_qkv: null), "
+        "but that form has {} at 32 frames, where the paper prints 170",
+        ((_V1_CLIP(**_NO_TOKEN), "without_norms_g"), (_V1_CLIP32(**_NO_TOKEN), "without_norms_g")),
+        settled=False,
+    ),
+    ("11", "MViTv2-B, 32x3", "flops_g"): _pooled_first(600),
+    ("11", "MViTv2-L up312, 32x3", "params_m"): _copied(_L40(num_frames=32, num_classes=600)),
+    ("11", "MViTv2-L up312, 40x3", "params_m"): _copied(_L40(num_classes=600)),
+    ("11", "MViTv2-L up352, 40x3", "params_m"): _copied(_L40(img_size=352, num_classes=600)),
+    ("11", "MViTv1-B-24, 32x3 (baseline)", "params_m"): _other_classes(_V1_CLIP24, 80),
+    ("12", "MViTv2-B, 32x3", "flops_g"): _pooled_first(700),
+    ("12", "MViTv2-L up312, 40x3", "params_m"): _copied(_L40(num_classes=700)),
+    ("13", "MViTv1-B, 16x4 (baseline)", "flops_g"): _fewer_pools(_V1_CLIP),
+    ("13", "MViTv1-B, 16x4 (baseline)", "params_m"): _other_classes(_V1_CLIP, 400),
+    ("13", "MViTv1-B, 64x3 (baseline)", "flops_g"): _fewer_pools(_V1_CLIP64),
+    ("13", "MViTv1-B, 64x3 (baseline)", "params_m"): _other_classes(_V1_CLIP64, 400),
+    ("13", "MViTv1-B-24, 32x3 (baseline)", "flops_g"): _fewer_pools(_V1_CLIP24),
+    ("13", "MViTv1-B-24, 32x3 (baseline)", "params_m"): _other_classes(_V1_CLIP24, 400),
+    ("14", "MViTv2-L up312 40x3", "params_m"): _copied(_L40),
+    ("A.2", "MViTv1-B, 16x4 K400 (baseline)", "flops_g"): _fewer_pools(_V1_CLIP(**_AVA)),
+    ("A.2", "MViTv1-B, 64x3 K400 (baseline)", "flops_g"): _fewer_pools(_V1_CLIP64(**_AVA)),
+    ("A.2", "MViTv1-B, 16x4 K600 (baseline)", "flops_g"): Reason(
+        "{} without norms and with kernels that follow from strides (kernel_qkv: null), which has {} M parameters and "
+        "so fits both cells",
+        ((_OWN_KERNELS(**_AVA), "without_norms_g"), (_OWN_KERNELS(**_AVA), "params_m")),
+    ),
+    ("A.2", "MViTv1-B-24, 32x3 K600 (baseline)", "flops_g"): _fewer_pools(_V1_CLIP24(**_AVA)),
+}
+"""(table, row, quantity) -> why the paper prints another number than the row's network has."""
+
 _V1_320 = "73 M are not those of B-24 (53.8 M at 320): a wider network, whose configuration nobody published"
 NOT_COMPUTABLE: list[tuple[str, str, str, str, str]] = [
     ("2", "MViT-v1-B-24 up320 (baseline)", "flops_g", "32.7", _V1_320),
@@ -203,14 +288,16 @@ NOT_COMPUTABLE: list[tuple[str, str, str, str, str]] = [
         "ViT-B pooling",
         "flops_g",
         "10.9",
-        "pooled keys and values alone give 17.0, and the MLPs cost 11.1: queries must be pooled too, unsaid how",
+        "pooled keys and values alone give 17.0, and the MLPs cost 11.1: queries must be pooled too, and the paper "
+        "does not say how",
     ),
     (
         "9",
         "ViT-B no FPN",
         "flops_g",
         "725",
-        "the backbone is 637.4, and heads of 768 channels on its one map give 775 in all: other heads, unsaid which",
+        "the backbone is 637.4, and heads of 768 channels on its one map give 775 in all: other heads, and the paper "
+        "does not say which",
     ),
 ]
 """Table, row, quantity, printed value, and why no configuration can be built for it."""
