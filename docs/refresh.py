@@ -106,17 +106,13 @@ def ablation(name: str) -> str:
     head = ["`--row`", "row", *(f"{words[k]}, paper" for k in printed), *(f"{words[k]}, ours" for k in counted)]
     rows = [
         [f"`{row.name}`" + ", the default" * (row.name == table.default), row.paper or "not in the paper"]
-        + [_figure(row.printed.get(key)) for key in printed]
-        + [_figure(row.counted.get(key)) for key in counted]
+        + [row.printed.get(key, "-") for key in printed]
+        + [row.counted.get(key, "-") for key in counted]
         for row in table.rows
     ]
     notes = [f"- `{row.name}`: {row.note}" for row in table.rows if row.note]
     text = f"{_markdown(head, rows)}\n\nEvery row is trained by the recipe `{table.recipe}`."
     return "\n".join([text, *(["", *notes] if notes else [])])
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
 
 
 def speeds(name: str) -> str:
@@ -150,9 +146,14 @@ def models(pattern: str) -> str:
     rows = []
     for card in cards():
         if card.loadable and fnmatch(card.model, pattern):
-            score = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in card.published.items())
+            score = ", ".join(f"{key.replace('_', ' ')} {_score(value)}" for key, value in card.published.items())
             rows.append([f"`{card.name}`", str(card.num_classes) if card.num_classes else "no head", score or "none"])
     return _markdown(["name", "classes", "published"], rows)
+
+
+def _score(value: float) -> str:
+    """With one digit behind the point, or as many as there are."""
+    return max(f"{value:.1f}", f"{value:g}", key=len)
 
 
 def sources(_: str) -> str:

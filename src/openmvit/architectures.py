@@ -164,7 +164,18 @@ PLAIN: dict[str, dict[str, Any]] = {
     "vit_base": _VIT_BASE | {"cls_token": True},
     "mask_rcnn_vit_base": {"backbone": _VIT_BASE | {"num_classes": 0}, "neck": "simple"},
 }
-"""Networks that the paper compares with in its tables and that have no name here: fields as above."""
+"""Networks that the paper compares with in its tables: fields as above. They are counted and trained in its rows, and
+are no models by name."""
+
+
+def is_detector(name: str) -> bool:
+    """Whether a name of `DETECTORS` or `PLAIN` is that of a detector."""
+    return name in DETECTORS or "backbone" in PLAIN.get(name, {})
+
+
+def classifier_config(name: str, **changes: Any) -> MViTConfig:
+    """`model_config`, for classifiers of `PLAIN` too; those take no `img_size`."""
+    return MViTConfig(**PLAIN[name]).replace(**changes) if name in PLAIN else model_config(name, **changes)
 
 
 def list_models(pattern: str = "*") -> list[str]:

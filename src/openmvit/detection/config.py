@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from openmvit.architectures import DETECTORS, PLAIN
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError
 from openmvit.records import from_fields, settle
@@ -114,6 +115,11 @@ class DetectorConfig:
         backbone = {key: value for key, value in changes.items() if key in inner}
         # At once: some rules are between both.
         return self.replace(**({"backbone": self.backbone.replace(**backbone)} | fields))
+
+    @staticmethod
+    def named(name: str, **changes: Any) -> DetectorConfig:
+        """A detector of `architectures`, of the paper's plain ones too, with changes of its own or of its backbone."""
+        return DetectorConfig.from_dict(PLAIN.get(name) or DETECTORS[name]).change(**changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; `from_dict` gives the same record back."""

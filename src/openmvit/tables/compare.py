@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from openmvit.architectures import ARCHITECTURES, DETECTORS, PLAIN, model_config
+from openmvit.architectures import classifier_config, is_detector
 from openmvit.config import MViTConfig
 from openmvit.counting import Cost, count_classifier, count_detector
 from openmvit.errors import UserError, did_you_mean
@@ -92,14 +92,11 @@ def _place(table: str) -> tuple[bool, int, str]:
 def config_of(setting: Setting, changed: Mapping[str, Any]) -> MViTConfig | DetectorConfig:
     """What stands in a row; changes of its architecture come before those that the row makes."""
     changes = {**changed, **setting.changes}
-    if setting.base in ARCHITECTURES:
-        return model_config(setting.base, **changes)
-    fields = PLAIN.get(setting.base) or DETECTORS[setting.base]
-    if "backbone" not in fields:
-        return MViTConfig(**fields).replace(**changes)
+    if not is_detector(setting.base):
+        return classifier_config(setting.base, **changes)
     from openmvit.detection.config import DetectorConfig
 
-    return DetectorConfig.from_dict(fields).change(**changes)
+    return DetectorConfig.named(setting.base, **changes)
 
 
 @cache

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openmvit.architectures import ARCHITECTURES, DETECTORS, PLAIN, model_config
+from openmvit.architectures import ARCHITECTURES, DETECTORS, PLAIN, classifier_config, is_detector
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError, did_you_mean
 from openmvit.records import from_fields
@@ -37,8 +37,8 @@ class AblationRow:
         changes: its fields that differ; of a detector or of its backbone.
         options: of the recipe, where the row is trained otherwise than the table.
         paper: what the paper calls the row; empty for a row that the paper has not.
-        printed: the paper's numbers, with the keys of `SCORES`.
-        counted: ours of `gflops` and `params_m`, for one nominal input or a picture of 800 x 1280.
+        printed: the paper's digits, with the keys of `SCORES`.
+        counted: ours of `gflops` and `params_m`, for one nominal input or a picture of 800 x 1280; digits as well.
         pretrain: `ablation/TABLE ROW` whose run the row starts from; empty where the recipe's weights fit.
         small: `changes` on the network of the quick table, where they differ.
         note: what is not stated in the paper, or differs from it.
@@ -49,8 +49,8 @@ class AblationRow:
     changes: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     paper: str = ""
-    printed: dict[str, float] = field(default_factory=dict)
-    counted: dict[str, float] = field(default_factory=dict)
+    printed: dict[str, str] = field(default_factory=dict)
+    counted: dict[str, str] = field(default_factory=dict)
     pretrain: str = ""
     small: dict[str, Any] | None = None
     note: str = ""
@@ -58,14 +58,11 @@ class AblationRow:
     @cached_property
     def config(self) -> MViTConfig | DetectorConfig:
         """The network, with as many classes as its base has."""
-        if self.base in ARCHITECTURES:
-            return model_config(self.base, **self.changes)
-        fields = PLAIN.get(self.base) or DETECTORS[self.base]
-        if "backbone" not in fields:
-            return MViTConfig(**fields).replace(**self.changes)
+        if not is_detector(self.base):
+            return classifier_config(self.base, **self.changes)
         from openmvit.detection.config import DetectorConfig
 
-        return DetectorConfig.from_dict(fields).change(**self.changes)
+        return DetectorConfig.named(self.base, **self.changes)
 
 
 @dataclass(frozen=True)
@@ -148,9 +145,12 @@ def _row(path: Path, name: str, own: Any, base: str) -> AblationRow:
     bases = [*ARCHITECTURES, *DETECTORS, *PLAIN]
     if row.base not in bases:
         raise UserError(f"Row {name} of {path} changes {row.base!r}", did_you_mean(row.base, bases))
-    for key in (*row.printed, *row.counted):
+    for key, digits in (*row.printed.items(), *row.counted.items()):
         if key not in SCORES:
             raise UserError(f"Row {name} of {path} has the number {key!r}", did_you_mean(key, SCORES))
+        if not isinstance(digits, str):
+            # A number would lose its last zeros: 82.0 is more than 82.
+            raise UserError(f"Row {name} of {path} has {key} {digits}", "Write its digits in quotes")
     try:
         _ = row.config
     except UserError as error:
@@ -205,7 +205,7 @@ def listing(table: Ablation) -> str:
     head = ["row", "in the paper", *(SCORES[key] for key in shown), *(f"{SCORES[key]} counted" for key in ours)]
     cells = [head]
     for row in table.rows:
-        values = [_number(row.printed.get(key)) for key in shown] + [_number(row.counted.get(key)) for key in ours]
+        values = [row.printed.get(key, "-") for key in shown] + [row.counted.get(key, "-") for key in ours]
         cells.append([row.name + "*" * (row.name == table.default), row.paper or "-", *values])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
@@ -216,7 +216,3 @@ def listing(table: Ablation) -> str:
     return "\n".join(
         [first, "", *lines, "", *notes, f"*: the paper's own network. Recipe {table.recipe}.", last + small]
     )
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
