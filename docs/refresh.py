@@ -30,7 +30,7 @@ from typing import Any
 from openmvit.architectures import ARCHITECTURES, model_config
 from openmvit.info import describe, operations
 from openmvit.tables import Cell, compare, summary, summary_line
-from openmvit.training.ablation import SCORES, load_ablation
+from openmvit.training.ablation import SCORES, Ablation, AblationRow, load_ablation
 from openmvit.training.recipe_file import load_recipe, recipe_header
 from openmvit.weights import cards
 from openmvit.zoo.detectors import detector_config
@@ -103,16 +103,32 @@ def ablation(name: str) -> str:
     printed = [key for key in SCORES if any(key in row.printed for row in table.rows)]
     counted = [key for key in ("gflops", "params_m") if any(key in row.counted for row in table.rows)]
     words = SCORES | {"gflops": "GFLOPs", "params_m": "M params"}
-    head = ["`--row`", "row", *(f"{words[k]}, paper" for k in printed), *(f"{words[k]}, ours" for k in counted)]
+    starts = ["starts from"] if any("weights" in row.options for row in table.rows) else []
+    head = [
+        "`--row`",
+        "row",
+        *starts,
+        *(f"{words[k]}, paper" for k in printed),
+        *(f"{words[k]}, ours" for k in counted),
+    ]
     rows = [
         [f"`{row.name}`" + ", the default" * (row.name == table.default), row.paper or "not in the paper"]
+        + [_start(table, row) for _ in starts]
         + [row.printed.get(key, "-") for key in printed]
         + [row.counted.get(key, "-") for key in counted]
         for row in table.rows
     ]
     notes = [f"- `{row.name}`: {row.note}" for row in table.rows if row.note]
-    text = f"{_markdown(head, rows)}\n\nEvery row is trained by the recipe `{table.recipe}`."
+    more = f", with the options that stand in `recipes/{table.name}.yaml`" if starts else ""
+    text = f"{_markdown(head, rows)}\n\nEvery row is trained by the recipe `{table.recipe}`{more}."
     return "\n".join([text, *(["", *notes] if notes else [])])
+
+
+def _start(table: Ablation, row: AblationRow) -> str:
+    if row.pretrain:
+        return f"a run of `{row.pretrain.partition(' ')[2]}`"
+    weights = row.options.get("weights", load_recipe(table.recipe).weights)
+    return "nothing" if weights == "none" else f"`{weights}`"
 
 
 def speeds(name: str) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from detection.small import BACKBONE, pictures, target
 from detection.small import config as small_detector
-from openmvit.architectures import PLAIN, model_config
+from openmvit.architectures import PLAIN, is_detector, model_config
 from openmvit.cli import main
 from openmvit.config import MViTConfig
 from openmvit.counting import count_classifier, count_detector
@@ -19,7 +19,7 @@ from openmvit.detection import Detector
 from openmvit.errors import UserError
 from openmvit.tables.compare import config_of
 from openmvit.tables.rows import NOT_COMPUTABLE, ROWS
-from openmvit.training.ablation import is_ablation, listing, load_ablation, row_recipe
+from openmvit.training.ablation import Ablation, AblationRow, is_ablation, listing, load_ablation, row_recipe
 from openmvit.training.quick import SEEDS, SMALL, QuickRow, quick_page, small_config, verdicts
 from openmvit.training.recipe import Recipe
 from openmvit.training.recipe_file import find_recipe, list_ablations, load_recipe, recipe_header
@@ -35,6 +35,8 @@ PRINTED = {
     "position": [83.3, 83.5, 83.6, 83.6, 83.7],
     "position_detection": [49.2, 49.3, 49.9, 49.9, 49.8],
     "position_video": [80.1, 80.4, 80.8, 80.6, 81.0, 81.1, None],
+    "pretraining_detection": [(49.9, 45.1), (50.2, 45.1), (51.0, 45.7), (51.5, 46.4), (51.8, 46.2), (52.7, 46.8)],
+    "pretraining_video": [81.2, 82.2, 82.6, 82.9, 83.3, 84.3, None, None, None, 81.4, 83.4, 84.5, 81.8, 84.4, 85.7],
     "relative_terms": [83.6, 83.4, 83.6, 83.6, 83.7, 83.6, None],
     "relative_terms_detection": [(49.9, 45.0), (49.7, 44.8), (50.0, 45.0), None, None, None],
     "residual": [83.3, 83.6, 83.6, 83.1],
@@ -55,6 +57,15 @@ CALCULATED = {
         "none": (34.408, 64.162), "absolute": (34.709, 64.162), "time": (34.431, 64.259), "space": (34.515, 64.361),
         "decomposed": (34.538, 64.457), "joint_space": (37.050, 65.159), "joint": (73.702, 71.361),
     },
+    "pretraining_detection": {
+        "small_in1k": (54.38, 326.2), "base_in1k": (70.98, 391.9), "large_in1k": (237.56, 1096.6),
+        "large_in21k": (232.94, 1052.5),
+    },
+    "pretraining_video": {
+        "small_scratch": (34.538, 64.457), "base_scratch": (51.230, 225.170), "large_16x4_in1k": (217.578, 377.789),
+        "large_16x4_in21k": (213.220, 362.147), "large_scratch": (213.303, 1088.508), "large_in1k": (217.661, 1127.608),
+        "large_312_in1k": (217.748, None), "large_312_in21k": (213.390, 2828.101),
+    },
     "residual": {
         "none": (34.856, 6.981), "residual": (34.856, 6.981), "full_q_residual": (34.870, 6.998),
         "full_q": (34.870, 6.998),
@@ -69,7 +80,9 @@ CALCULATED = {
 
 def test_every_table_of_the_paper_is_here():
     assert set(TABLES) == set(PRINTED)
-    assert {table.table for table in TABLES.values()} == {"4a", "4b", "6", "7", "9", "A.4", "A.6", "A.7"}
+    assert {table.table for table in TABLES.values()} == {
+        *("4a", "4b", "6", "7", "9", "14", "A.4", "A.5", "A.6", "A.7"),
+    }
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -105,6 +118,49 @@ def test_rows_are_those_that_the_papers_numbers_are_computed_on():
             assert known[key].note, key
 
 
+def start_of(table: Ablation, row: AblationRow) -> MViTConfig | None:
+    """The network whose weights a row starts from."""
+    if row.pretrain:
+        other, _, of = row.pretrain.partition(" ")
+        found = load_ablation(other).row(of).config
+        assert isinstance(found, MViTConfig)
+        return found
+    weights = str(row.options.get("weights", load_recipe(table.recipe).weights))
+    name = {"runs/image/in21k_small": "mvitv2_small_cls"}.get(weights, weights.partition(".")[0])
+    return None if weights == "none" else model_config(name)
+
+
+def widths(config: MViTConfig) -> list[tuple[int, ...]]:
+    return [(b.dim, b.dim_attn, b.dim_out, b.num_heads) for b in config.blocks()]
+
+
+@pytest.mark.parametrize(
+    ("row", "recipe"),
+    [
+        ("video small_scratch", "kinetics/k400_mvitv2_small_16x4"),
+        ("video small_in1k", "kinetics/k400_mvitv2_small_16x4_in1k"),
+        ("video small_in21k", "kinetics/k400_mvitv2_small_16x4_in21k"),
+        ("video base_scratch", "kinetics/k400_mvitv2_base_32x3"),
+        ("video base_in1k", "kinetics/k400_mvitv2_base_32x3_in1k"),
+        ("video base_in21k", "kinetics/k400_mvitv2_base_32x3_in21k"),
+        ("video large_16x4_in21k", "kinetics/k400_mvitv2_large_16x4_in21k"),
+        ("video large_312_in21k", "kinetics/k400_mvitv2_large_40x3_312"),
+        ("detection small_in1k", "coco/mask_rcnn_mvitv2_small"),
+        ("detection base_in1k", "coco/mask_rcnn_mvitv2_base"),
+        ("detection large_in21k", "coco/mask_rcnn_mvitv2_large"),
+    ],
+)
+def test_rows_of_image_weights_are_trained_as_the_recipes(row, recipe, tmp_path):
+    kind, _, name = row.partition(" ")
+    table, wanted = TABLES[f"pretraining_{kind}"], load_recipe(recipe)
+    own = table.row(name)
+    found = row_recipe(table, own, {"out_dir": str(tmp_path)} | ({"weights": wanted.weights} if own.pretrain else {}))
+    # Views of the test are those of the table: ten clips.
+    differ = {key for key, value in vars(wanted).items() if getattr(found, key) != value}
+    assert differ <= {"model", "out_dir", "clips", "crops"}
+    assert own.base == wanted.model and (kind != "video" or (found.clips, found.crops) == (10, 1))
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_table_names_a_recipe_and_a_row_to_start_from(name):
     table, header = TABLES[name], recipe_header(f"ablation/{name}")
@@ -115,12 +171,11 @@ def test_table_names_a_recipe_and_a_row_to_start_from(name):
     assert recipe.model == default.base and not default.changes and not default.pretrain
     for row in table.rows:
         assert row.paper or row.note
+        start, trunk = start_of(table, row), getattr(row.config, "backbone", row.config)
         if isinstance(row.config, MViTConfig):
-            assert not row.pretrain
+            assert start is None or widths(start) == widths(trunk), row.name
             continue
-        other, _, of = (row.pretrain or "ablation/attention pooling").partition(" ")
-        start, trunk = load_ablation(other).row(of).config, row.config.backbone
-        assert isinstance(start, MViTConfig)
+        assert start is not None
         # What a classifier gives on: windows and the token are not among its weights, and the K/V stride of the
         # global blocks changes no table.
         same = {"num_classes": 0, "window": None, "window_pattern": "all", "global_blocks": None, "cls_token": False}
@@ -269,12 +324,12 @@ SMALL_BACKBONES = {
 SMALLER = {"window": (2, 2), "global_blocks": (1, 3), "channels": 64}
 
 
-@pytest.mark.parametrize(("name", "row"), [(n, r) for n, r in EVERY_ROW if not TABLES[n].quick])
+@pytest.mark.parametrize(("name", "row"), [(n, r) for n, r in EVERY_ROW if is_detector(TABLES[n].row(r).base)])
 def test_every_row_of_a_detector_trains_in_small(name, row):
     own = TABLES[name].row(row)
     changes = own.changes | {key: value for key, value in SMALLER.items() if own.changes.get(key)}
     neck = "simple" if own.base == "mask_rcnn_vit_base" else "pyramid"
-    start = small_detector(backbone=SMALL_BACKBONES[own.base], neck=neck)
+    start = small_detector(backbone=SMALL_BACKBONES.get(own.base, BACKBONE), neck=neck)
     torch.manual_seed(0)
     model = Detector(start.change(**changes)).train()
     found, losses = model(pictures((50, 70)), [target((50, 70))])
@@ -284,6 +339,7 @@ def test_every_row_of_a_detector_trains_in_small(name, row):
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.slow
 def test_quick_table_of_a_row(tmp_path, capsys):
     words = ["train", "ablation/residual", "--quick", "--row", "none", "--epochs", "1", "--imgsz", "16"]
     assert main([*words, "--out-dir", str(tmp_path), "--seed", "4"]) == 0, capsys.readouterr().err
