@@ -8,12 +8,12 @@ tables:4a       cells of the paper; `openmvit tables`
 verdicts:all    how many of each table have which verdict; the same
 networks:NAMES  parameters and operations; `openmvit info NAME --ops`
 ablation:NAME   rows that can be trained; `openmvit train ablation/NAME`
-speeds:4a       printed speeds and memory as ratios; `openmvit tables --measure --table 4a`
+speeds:4a       printed speeds and memory as ratios, and ours of benchmarks/measured_tables.md
 recipes:NAMES   what the heads of recipes say
 models:PATTERN  released files; `openmvit models PATTERN`
 sources:all     who released how many files
 choices:all     where paper and code differ, and the package has both forms
-measured:NAME   the table of benchmarks/NAME.md
+measured:NAME   the table of benchmarks/NAME.md, and the verdict of a table in small
 
 tests/test_docs.py fails where a page is not what this writes.
 """
@@ -132,20 +132,57 @@ def _start(table: Ablation, row: AblationRow) -> str:
 
 
 def speeds(name: str) -> str:
-    """Printed speeds and memory with their ratios to the reference row, and what `--measure` runs in their place."""
+    """Printed speeds and memory with their ratios to the reference row, and beside them the ratios measured here."""
     from openmvit.tables.speeds import SPEED_TABLES
 
-    table = SPEED_TABLES[name]
+    table, ours = SPEED_TABLES[name], _ratios(name)
     reference = next(row for row in table.rows if row.name == table.reference)
-    head = ["row", *(part for quantity in table.quantities for part in (_SPEEDS[quantity], "ratio"))]
+    head = ["row", *(part for q in table.quantities for part in (_SPEEDS[q], "ratio", "here"))]
     rows = []
     for row in table.rows:
-        ratios = [float(row.printed[q]) / float(reference.printed[q]) for q in table.quantities]
-        pairs = zip(table.quantities, ratios, strict=True)
-        rows.append([row.name, *(part for q, ratio in pairs for part in (row.printed[q], f"{ratio:.2f}"))])
-    size = " x ".join(map(str, table.size))
-    run = f"`openmvit tables --measure --table {name}` measures them with inputs of {size}, batch {table.batch}."
-    return f"{_markdown(head, rows)}\n\nThese are the paper's numbers; ratios are to {table.reference}.\n{run}"
+        cells = [row.name]
+        for q in table.quantities:
+            ratio = float(row.printed[q]) / float(reference.printed[q])
+            cells += [row.printed[q], f"{ratio:.2f}", ours.get((row.name, q), "-")]
+        rows.append(cells)
+    return f"{_markdown(head, rows)}\n\n{_how_measured(name, table.reference, bool(ours))}"
+
+
+def _how_measured(name: str, reference: str, done: bool) -> str:
+    command = f"`openmvit tables --measure --table {name}`"
+    told = f"Numbers and the first ratio are the paper's; ratios are to `{reference}`."
+    if not done:
+        return f"{told} Nothing was measured here yet: {command} does it."
+    inputs = re.search(r"^Inputs of ([^;]+);", _measured_part(name), re.M)
+    assert inputs is not None, name
+    return (
+        f"{told} `here` is the same ratio in [measured_tables](../../benchmarks/measured_tables.md),\n"
+        f"with inputs of {inputs[1]}. {command} measures it again."
+    )
+
+
+def _measured_part(name: str) -> str:
+    """What the page of measured tables says of one; empty where it has none."""
+    text = (DOCS.parent / "benchmarks" / "measured_tables.md").read_text(encoding="utf-8")
+    return next((part for part in text.split("\n## Table ") if part.startswith(f"{name}. ")), "")
+
+
+def _ratios(name: str) -> dict[tuple[str, str], str]:
+    """Row and quantity -> the measured ratio, or that it was not run."""
+    from openmvit.tables.measured import HEADS
+
+    lines = [line for line in _measured_part(name).splitlines() if line.startswith("|")]
+    if not lines:
+        return {}
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    found = {}
+    for quantity, words in HEADS.items():
+        if words[0] in head:
+            place = head.index(words[0])
+            for cells in rows:
+                run = not cells[place].startswith("not run")
+                found[cells[0], quantity] = cells[place + 1] if run else "not run"
+    return found
 
 
 def recipes(names: str) -> str:
@@ -183,9 +220,10 @@ def sources(_: str) -> str:
 
 
 def measured(name: str) -> str:
-    """The table of a page in benchmarks/."""
+    """The table of a page in benchmarks/; of a table in small also the sentences below it."""
     text = (DOCS.parent / "benchmarks" / f"{name}.md").read_text(encoding="utf-8")
-    return "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    table = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    return f"{table}\n\n{text.rpartition('|')[2].strip()}" if name.startswith("quick_") else table
 
 
 # Difference -> where its two forms are chosen: the record, its field, and the value of the form that is no default.

@@ -8,11 +8,24 @@ import pytest
 import torch
 
 from openmvit.cli import main
+from openmvit.config import MViTConfig
 from openmvit.counting import count_detector
 from openmvit.errors import UserError
 from openmvit.measuring import in_own_process, peak_above_idle
+from openmvit.tables import measure as measure_module
 from openmvit.tables.compare import config_of
-from openmvit.tables.measure import ROUNDS, _by_times, _share, build, choose, make_inputs, measure_table
+from openmvit.tables.measure import (
+    ROUNDS,
+    Measurement,
+    _by_times,
+    _left_out,
+    _share,
+    build,
+    choose,
+    make_inputs,
+    measure_table,
+    position_rows,
+)
 from openmvit.tables.measured import measured_data, measured_line, table_text
 from openmvit.tables.rows import Setting
 from openmvit.tables.speeds import SPEED_TABLES, SWIN_BASE, SpeedRow, SpeedTable
@@ -100,7 +113,9 @@ def test_near_and_order_are_those_of_the_ratios(measured):
     assert measured_line(faked) == "measured values=6 near=0 not_run=3"
     faked = [dataclasses.replace(one, ratio=one.paper_ratio * 1.29) if one.row == "heavy" else one for one in faked]
     assert measured_line(faked) == "measured values=6 near=3 not_run=3"
-    assert "Training: 1 of 1 ratios within 30% of the paper's, 0 of 1 pairs" in table_text(table, faked)
+    rounds = faked[0].rounds
+    wanted = f"Training ({rounds} rounds): 1 of 1 ratios within 30% of the paper's, 0 of 1 pairs"
+    assert rounds >= ROUNDS[0] and wanted in table_text(table, faked)
 
 
 def test_what_does_not_fit_says_so_and_is_not_timed():
@@ -109,6 +124,39 @@ def test_what_does_not_fit_says_so_and_is_not_timed():
     found = measure_table(table, seconds=0.1, device="cpu")
     assert {one.reason for one in found} == {"out of memory"}
     assert measured_line(found) == "measured values=0 near=0 not_run=3"
+
+
+def faked(row, printed, ratio, spread):
+    return Measurement(row, "test", printed, float(printed) / 2, row == "a", ratio, ratio, spread, rounds=5)
+
+
+def test_rows_whose_spreads_overlap_are_no_pair():
+    found = [
+        faked("a", "2.0", 1.0, (1.0, 1.0)),
+        faked("b", "3.0", 1.5, (1.3, 1.7)),
+        faked("c", "4.0", 1.4, (1.2, 1.6)),
+        faked("d", "5.0", 0.9, (0.8, 0.95)),
+    ]
+    text = table_text(small(*(SpeedRow(one.row, MICRO, {"test": one.printed}) for one in found)), found)
+    # a < b and a < c are in the paper's order, a < d, b < d and c < d are not, and b and c overlap.
+    assert "2 of 5 pairs of rows in its order; 1 overlap and are left out." in text
+    assert "- Inference (5 rounds): " in text
+
+
+def test_rows_of_joint_tables_are_left_out_where_they_do_not_fit(monkeypatch):
+    rows = {row.name[:3]: row for row in SPEED_TABLES["A.6"].rows}
+    config = config_of(rows["(7)"].setting, {})
+    first = config.blocks()[0]
+    # One block by hand: 8 x 56 x 56 queries on 8 x 7 x 7 keys, 96 channels of four bytes.
+    assert (first.q_grid, first.kv_grid, first.head_dim) == ((8, 56, 56), (8, 7, 7), 96)
+    alone = 8 * 56 * 56 * 8 * 7 * 7 * 96 * 4
+    assert alone < position_rows(config) < 4 * alone
+    assert position_rows(config_of(rows["(5)"].setting, {})) == 0
+    monkeypatch.setattr(measure_module, "free_memory", lambda device: 1.9 * position_rows(config))
+    assert _left_out(rows["(7)"], CPU).startswith("its position rows take 12.1 GB in training, more than half of")
+    assert [_left_out(row, CPU) for name, row in rows.items() if name != "(7)"] == [""] * 6
+    monkeypatch.setattr(measure_module, "free_memory", lambda device: 2.1 * position_rows(config))
+    assert _left_out(rows["(7)"], CPU) == ""
 
 
 def _die():
@@ -160,14 +208,17 @@ def test_a_micro_detector_is_measured():
 
 
 def test_the_tables_of_the_paper_hold_networks_that_can_be():
-    assert list(SPEED_TABLES) == ["4a", "4b", "6", "8", "A.4", "A.6"]
-    assert [len(table.rows) for table in SPEED_TABLES.values()] == [9, 10, 5, 3, 6, 7]
+    assert list(SPEED_TABLES) == ["4a", "4b", "6", "8", "8b", "A.4", "A.6"]
+    assert [len(table.rows) for table in SPEED_TABLES.values()] == [9, 10, 5, 3, 3, 6, 7]
     for table in SPEED_TABLES.values():
         assert table.reference in {row.name for row in table.rows}
         for row in table.rows:
             assert set(row.printed) == set(table.quantities)
-            if row.setting.base != SWIN_BASE:
-                config_of(row.setting, {})
+            if row.setting is None:
+                assert (table.name, row.name, row.note) == ("8b", "Swin-B", "Swin-B is built for classification only")
+            elif row.setting.base != SWIN_BASE:
+                config = config_of(row.setting, {})
+                assert not isinstance(config, MViTConfig) or config.input_size == table.size
     assert ROUNDS[0] >= 2
 
 
@@ -193,11 +244,13 @@ def test_the_command(capsys):
 
 
 def test_the_command_prints_a_page(capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setitem(SPEED_TABLES, "8", small(SpeedRow("row", MICRO, {"test": "1.0"}), batch=1))
     assert main(["tables", "--measure", "--table", "8", "--seconds", "0.5", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("# Speed and memory")
-    assert "`openmvit tables --measure --table 8 --seconds 0.5 --device cpu` on " in lines[2]
+    assert "`OMP_NUM_THREADS=1 openmvit tables --measure --table 8 --seconds 0.5 --device cpu` on " in lines[2]
+    assert f"There are {ROUNDS[0]} to {ROUNDS[1]} rounds" in "\n".join(lines[:12])
     assert lines[-1] == "`measured values=1 near=0 not_run=0`"
     monkeypatch.setitem(SPEED_TABLES, "8", small(SpeedRow("row", None, {"test": "1.0"}, "not here")))
     assert main(["tables", "--measure", "--table", "8", "--json"]) == 0

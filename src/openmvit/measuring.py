@@ -67,6 +67,16 @@ def peak_above_idle(device: torch.device, step: Step, calls: int = 2) -> float:
     return (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status_bytes("VmHWM")) - idle
 
 
+def free_memory(device: torch.device) -> float | None:
+    """Bytes that a new process could take; None where it cannot be told."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    table = Path("/proc/meminfo")
+    if device.type != "cpu" or not table.exists():
+        return None
+    return float(table.read_text().split("MemAvailable:")[1].split()[0]) * 1024
+
+
 def _status_bytes(field: str) -> float:
     """A field of Linux's memory account of this process."""
     text = Path("/proc/self/status").read_text()

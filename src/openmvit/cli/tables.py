@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ class TablesOptions:
     set: str | None = None
     """What if: NAME.FIELD=VALUE changes an architecture in all its rows; several with ; between them."""
     measure: bool = False
-    """Measure speed and memory instead, as ratios between rows, on this machine: about ten minutes on two cores."""
+    """Measure speed and memory instead, as ratios between rows, on this machine: tens of minutes on two cores."""
     table: str | None = None
     """With --measure: one table, such as 4a; default: all that print speed or memory."""
     seconds: float | None = None
@@ -52,11 +53,7 @@ def _measure(options: dict[str, Any]) -> int:
     seconds, device = SECONDS if options["seconds"] is None else options["seconds"], options["device"] or "auto"
     chosen, done = choose(options["table"]), []
     if not options["json"]:
-        given_ones = {key: options[key] for key in ("table", "seconds", "device") if options[key] is not None}
-        words = [
-            f" --{key} {value:g}" if key == "seconds" else f" --{key} {value}" for key, value in given_ones.items()
-        ]
-        print(head_text(f"openmvit tables --measure{''.join(words)}", device), flush=True)
+        print(head_text(_command(options, seconds), device), flush=True)
     for table in chosen:
         found = measure_table(table, seconds, device)
         done.append((table, found))
@@ -67,3 +64,12 @@ def _measure(options: dict[str, Any]) -> int:
     else:
         print(f"`{measured_line([one for _, found in done for one in found])}`")
     return 0
+
+
+def _command(options: dict[str, Any], seconds: float) -> str:
+    """What makes the same page again."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    given = {"table": options["table"], "seconds": f"{seconds:g}", "device": options["device"]}
+    words = [f"--{key} {value}" for key, value in given.items() if value is not None]
+    start = [f"OMP_NUM_THREADS={threads}"] if threads else []
+    return " ".join([*start, "openmvit tables --measure", *words])

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from math import prod
 from statistics import median
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,22 @@ from torch import Tensor, nn
 from openmvit.config import MViTConfig, Size
 from openmvit.device import pick_device
 from openmvit.errors import UserError, did_you_mean
-from openmvit.measuring import Step, in_own_process, knows_memory, outer_deciles, peak_above_idle, seconds_of
+from openmvit.measuring import (
+    Step,
+    free_memory,
+    in_own_process,
+    knows_memory,
+    outer_deciles,
+    peak_above_idle,
+    seconds_of,
+)
 from openmvit.model import MViT
 from openmvit.tables.compare import config_of
 from openmvit.tables.rows import Setting
 from openmvit.tables.speeds import SPEED_TABLES, SWIN_BASE, Quantity, SpeedRow, SpeedTable
+
+if TYPE_CHECKING:
+    from openmvit.detection.config import DetectorConfig
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,6 +63,7 @@ class Measurement:
         ratio: value by that of the reference row, the median of the rounds.
         spread: 10th and 90th percentile of the rounds' ratios; None for memory.
         reason: why it was not run.
+        rounds: calls that were counted, one of every row in each round; 0 for memory.
     """
 
     row: str
@@ -62,6 +75,7 @@ class Measurement:
     ratio: float | None = None
     spread: tuple[float, float] | None = None
     reason: str = ""
+    rounds: int = 0
 
 
 def choose(name: str | None) -> list[SpeedTable]:
@@ -90,7 +104,7 @@ def measure_table(table: SpeedTable, seconds: float = SECONDS, device: str = "au
     if not seconds > 0:
         raise UserError(f"--seconds is {seconds:g}", "Give more than 0")
     found: dict[Quantity, list[Measurement]] = {}
-    failed: dict[str, str] = {row.name: row.note for row in table.rows if row.setting is None}
+    failed = {row.name: why for row in table.rows if (why := _left_out(row, on))}
     if "memory" in table.quantities:
         # One thread each on a CPU, two rows at a time: half of it is the start of Python and torch.
         with ThreadPoolExecutor(2 if on.type == "cpu" else 1) as pool:
@@ -106,6 +120,35 @@ def measure_table(table: SpeedTable, seconds: float = SECONDS, device: str = "au
             own = {row.name: times if isinstance(times, str) else times[row.name] for row in left}
             found[quantity] = _by_times(table, quantity, failed | own)
     return [one for quantity in table.quantities for one in found[quantity]]
+
+
+def _left_out(row: SpeedRow, device: torch.device) -> str:
+    """Why a row is not tried at all: there is no network, or it would be killed and take the rows beside it along."""
+    if row.setting is None:
+        return row.note
+    if row.setting.base == SWIN_BASE:
+        return ""
+    held, free = position_rows(config_of(row.setting, {})), free_memory(device)
+    # Their gradient, and what gathers it, come on top in the backward pass.
+    if free is None or held <= free / 2:
+        return ""
+    return f"its position rows take {held / 1e9:.1f} GB in training, more than half of the {free / 1e9:.1f} GB free"
+
+
+def position_rows(config: MViTConfig | DetectorConfig) -> int:
+    """Bytes of the rows that a training step gathers from tables of several axes, one per pair of query and key.
+
+    They do not grow with the batch. Those of detectors depend on the picture, are cut by windows, and count as none.
+    """
+    if not isinstance(config, MViTConfig):
+        return 0
+    found = 0
+    for block in config.blocks():
+        for group in block.relative_groups:
+            if len(group) > 1:
+                pairs = prod(block.q_grid[axis] * block.kv_grid[axis] for axis in group)
+                found += pairs * block.head_dim * 4 * len(block.relative_terms)
+    return found
 
 
 def _memory_of(table: SpeedTable, row: SpeedRow, device: torch.device) -> float | str:
@@ -275,7 +318,7 @@ def _by_times(table: SpeedTable, quantity: Quantity, times: dict[str, Times]) ->
     for one in _unmeasured(table, quantity, times):
         own = times[one.row]
         if isinstance(own, list):
-            one = replace(one, value=table.batch / median(own))
+            one = replace(one, value=table.batch / median(own), rounds=len(own))
         if isinstance(own, list) and isinstance(reference, list):
             ratios = [b / a for a, b in zip(own, reference, strict=True)]
             one = replace(one, ratio=median(ratios), spread=outer_deciles(ratios))

@@ -11,17 +11,18 @@ import torch
 
 from openmvit.device import pick_device
 from openmvit.measuring import processor
-from openmvit.tables.measure import Measurement
+from openmvit.tables.measure import ROUNDS, Measurement
 from openmvit.tables.speeds import Quantity, SpeedTable
 
 NEAR = 0.3
 """A ratio is near the paper's within this share of it: other devices, other batches."""
 
-_HEADS: dict[Quantity, tuple[str, ...]] = {
+HEADS: dict[Quantity, tuple[str, ...]] = {
     "train": ("training, inputs/s", "ratio", "10-90 %", "paper"),
     "test": ("inference, inputs/s", "ratio", "10-90 %", "paper"),
     "memory": ("training memory, MiB", "ratio", "paper"),
 }
+"""Quantity -> the columns of a page that belong to it: value, ratio, its spread if there is one, the paper's ratio."""
 
 
 def head_text(command: str, device: str) -> str:
@@ -32,18 +33,19 @@ def head_text(command: str, device: str) -> str:
 `{command}` on {where}.
 
 Rows of a table take turns in one process; a ratio is the median over the rounds of a row's speed by that of the
-reference row in the same round, with the 10th and 90th percentile. Training is forward, losses, backward and a fused
-AdamW update, without data, stochastic depth and dropout. Memory is what a training step takes above the process that
-holds network and batch (gradients, the optimizer's state, activations), each row in a process of its own, on a CPU with
-one thread. The paper's columns are from V100 cards and its authors' code: orders and rough ratios can be compared, no
-more.
+reference row in the same round, with the 10th and 90th percentile. There are {ROUNDS[0]} to {ROUNDS[1]} rounds, as many
+as the time allows; each table names them. A first call of every row is not counted. Training is forward, losses,
+backward and a fused AdamW update, without data, stochastic depth and dropout. Memory is what a training step takes
+above the process that holds network and batch (gradients, the optimizer's state, activations), each row in a process of
+its own, on a CPU with one thread. The paper's columns are from V100 cards and its authors' code: orders and rough
+ratios can be compared, no more.
 """
 
 
 def table_text(table: SpeedTable, found: Sequence[Measurement]) -> str:
     """One table as Markdown: ours and the paper's ratios, how many are near, and remarks."""
     cells = {(one.row, one.quantity): one for one in found}
-    heads = ["row", *(head for quantity in table.quantities for head in _HEADS[quantity])]
+    heads = ["row", *(head for quantity in table.quantities for head in HEADS[quantity])]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in table.rows:
         parts = [_cell(cells.get((row.name, quantity)), quantity) for quantity in table.quantities]
@@ -90,10 +92,10 @@ def _is_near(one: Measurement) -> bool:
 
 def _cell(one: Measurement | None, quantity: Quantity) -> list[str]:
     if one is None:
-        return ["-"] * len(_HEADS[quantity])
+        return ["-"] * len(HEADS[quantity])
     paper = f"{one.paper_ratio:.2f}"
     if one.value is None:
-        return [f"not run ({one.reason})", *["-"] * (len(_HEADS[quantity]) - 2), paper]
+        return [f"not run ({one.reason})", *["-"] * (len(HEADS[quantity]) - 2), paper]
     value = f"{one.value / 2**20:.0f}" if quantity == "memory" else f"{one.value:.2f}"
     ratio = "-" if one.ratio is None else f"{one.ratio:.2f}"
     if quantity == "memory":
@@ -103,11 +105,24 @@ def _cell(one: Measurement | None, quantity: Quantity) -> list[str]:
 
 
 def _agreement(quantity: Quantity, found: Sequence[Measurement]) -> str:
-    """Ratios near the paper's, and pairs of rows in its order; rows that the paper prints alike are no pair."""
+    """Ratios near the paper's, and pairs of rows in its order.
+
+    Rows that the paper prints alike are no pair, nor are those whose spreads here overlap.
+    """
     run = [one for one in found if one.quantity == quantity and one.ratio is not None]
-    pairs = [(a, b) for a, b in combinations(run, 2) if float(a.printed) != float(b.printed)]
+    printed = [(a, b) for a, b in combinations(run, 2) if float(a.printed) != float(b.printed)]
+    pairs = [(a, b) for a, b in printed if not _overlap(a, b)]
     same = sum((a.value > b.value) == (float(a.printed) > float(b.printed)) for a, b in pairs)  # type: ignore[operator]
     others = [one for one in run if not one.is_reference]
     near = f"{sum(map(_is_near, others))} of {len(others)} ratios within {NEAR:.0%} of the paper's"
-    name = _HEADS[quantity][0].split(",")[0].capitalize()
-    return f"{name}: {near}, {same} of {len(pairs)} pairs of rows in its order."
+    name = HEADS[quantity][0].split(",")[0].capitalize()
+    rounds = f" ({run[0].rounds} rounds)" if run and run[0].rounds else ""
+    left = f"; {len(printed) - len(pairs)} overlap and are left out" if len(pairs) < len(printed) else ""
+    return f"{name}{rounds}: {near}, {same} of {len(pairs)} pairs of rows in its order{left}."
+
+
+def _overlap(a: Measurement, b: Measurement) -> bool:
+    """Whether the rounds' ratios of two rows overlap between their 10th and 90th percentiles."""
+    if a.spread is None or b.spread is None:
+        return False
+    return max(a.spread[0], b.spread[0]) <= min(a.spread[1], b.spread[1])

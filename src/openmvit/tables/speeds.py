@@ -59,7 +59,6 @@ SWIN_BASE = "swin_base"
 """Base of a setting that torchvision builds."""
 
 _S = Setting("mvitv2_small")
-_CLIP_SIDE = 112
 # A quarter of the pixels has a quarter of the boxes, so that the heads keep their share; and all boxes count, since
 # random weights find none that is sure.
 _QUARTER: dict[str, Any] = {
@@ -76,8 +75,9 @@ _NO_WINDOWS: dict[str, Any] = {"window": None, "window_pattern": "all", "global_
 _POOLED = "keys and values pooled by 2, as the caption says; the paper's operations show that more was pooled"
 _WINDOWS = "windows of 14 tokens; the paper does not say how large"
 _HALF = (
-    "Pictures of half the paper's size (800 x 1280), batch 1, with a quarter of its proposals, sampled and found "
-    "boxes, so that the heads keep their share of the work; random weights, seven objects."
+    "Pictures of half the paper's size (800 x 1280), batch 1, with a quarter of its proposals, of the boxes sampled in "
+    "training and of those kept in the answer, so that the heads keep their share of the work; random weights, seven "
+    "objects."
 )
 
 
@@ -90,7 +90,7 @@ def _counted(table: str, row: str, printed: dict[Quantity, str], note: str = "")
     return SpeedRow(row, ROWS[table, row][0], printed, note)
 
 
-def _detector(name: str, setting: Setting, train: str, test: str, memory: str, note: str = "") -> SpeedRow:
+def _detector(name: str, setting: Setting | None, train: str, test: str, memory: str, note: str = "") -> SpeedRow:
     return SpeedRow(name, setting, {"train": train, "test": test, "memory": memory}, note)
 
 
@@ -114,8 +114,8 @@ _ATTENTION = SpeedTable(
     (
         "The paper does not state its batch; gradients and the optimizer's state, which do not grow with it, weigh "
         "more in a small one, and more in ViT-B (86 M parameters) than in MViTv2-S (35 M).",
-        "Attention without a learned position term (ViT-B) is one fused call that holds no scores, so that windows "
-        "save it no memory.",
+        "On a CPU scores are computed by pieces, and again in the backward pass, so that windows save no memory. Only "
+        "shifted windows hold theirs, with the mask.",
     ),
 )
 _ATTENTION_DETECTION = SpeedTable(
@@ -149,8 +149,8 @@ _ATTENTION_DETECTION = SpeedTable(
         _HALF,
         "Global attention grows with the square of the tokens and all else with their number: at half size, rows "
         "without windows are nearer to the others than in the paper.",
-        "No row holds all scores of a large map, whether in one fused call or with its position term in channels: "
-        "the memory that global attention took in the paper does not appear.",
+        "No row holds all scores of a large map: on a CPU they are computed by pieces, or by a kernel of the library "
+        "that does so. The memory that global attention took in the paper does not appear.",
         "On a CPU time follows the operations: at full size 601 to 879 G in ViT-B, 318 to 652 G in MViTv2-S. On the "
         "paper's cards it did not.",
     ),
@@ -186,6 +186,19 @@ _RUNTIME = SpeedTable(
         "card Swin-B was faster than that.",
     ),
 )
+_RUNTIME_DETECTION = SpeedTable(
+    "8b",
+    "Runtime, COCO, Mask R-CNN (the other columns of Table 8)",
+    "MViTv2-S",
+    (400, 640),
+    1,
+    (
+        _detector("Swin-B", None, "2.5", "9.4", "6.3", "Swin-B is built for classification only"),
+        _detector("MViTv2-S", _MASK_S, "2.7", "9.4", "5.2"),
+        _detector("MViTv2-B", Setting("mask_rcnn_mvitv2_base", _QUARTER), "2.1", "7.2", "6.9"),
+    ),
+    (_HALF,),
+)
 _TERMS = SpeedTable(
     "A.4",
     "Relative terms on queries, keys and values, ImageNet-1K",
@@ -206,17 +219,18 @@ _TERMS = SpeedTable(
     (
         "The value term sums the attention weights over the other axes before it meets a table, a small product per "
         "axis that never holds queries x keys x channels: the paper's fivefold memory does not appear, and what is "
-        "left is the cost of holding the weights, which the fused call of the other rows does not.",
+        "left is the cost of holding all attention weights. On a CPU row `rel q` alone computes them by pieces in "
+        "training; terms on keys are written out for every pair too.",
     ),
 )
 _POSITION_VIDEO = SpeedTable(
     "A.6",
     "Positions for video, MViTv2-S 16x4",
     "(5) dec. space rel. + time rel.",
-    (16, _CLIP_SIDE, _CLIP_SIDE),
+    (16, 224, 224),
     1,
     tuple(
-        SpeedRow(row, ROWS["A.6", row][0](img_size=_CLIP_SIDE), {"train": train})
+        _counted("A.6", row, {"train": train})
         for row, train in (
             ("(1) no pos.", "91.5"),
             ("(2) abs. pos.", "91.0"),
@@ -228,13 +242,15 @@ _POSITION_VIDEO = SpeedTable(
         )
     ),
     (
-        "Clips of half the paper's side (224): at its size, row 7 gathers 3.8 GB of position rows in the first block "
-        "alone. A joint table costs queries x keys, a sixteenth here where all else costs a quarter: rows 6 and 7 are "
-        "nearer to the others than in the paper.",
+        "A joint table of space and time gathers a position row for every pair of a query and a key: row 7 needs the "
+        "most memory by far, and is not run where that is more than half of what is free.",
     ),
 )
 SPEED_TABLES: dict[str, SpeedTable] = {
     table.name: table
-    for table in (_ATTENTION, _ATTENTION_DETECTION, _POSITION_DETECTION, _RUNTIME, _TERMS, _POSITION_VIDEO)
+    for table in (
+        *(_ATTENTION, _ATTENTION_DETECTION, _POSITION_DETECTION, _RUNTIME, _RUNTIME_DETECTION),
+        *(_TERMS, _POSITION_VIDEO),
+    )
 }
 """Name of the table -> its rows, in the order of the paper."""
