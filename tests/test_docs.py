@@ -66,7 +66,14 @@ def test_recipes_of_the_pages_have_not_been_run():
 
 def test_the_differences_are_numbered():
     text = (ROOT / "docs/paper/differences.md").read_text()
-    assert sorted(int(number) for number in re.findall(r"^\*\*(\d+)\. ", text, re.M)) == [*range(1, 29)]
+    heads = re.findall(r"^### ((\d+)\. .+)$", text, re.M)
+    assert [int(number) for _, number in heads] == [*range(1, 29)]
+    slugs = {re.sub(r"[^a-z0-9 -]", "", head.lower()).replace(" ", "-") for head, _ in heads}
+    for page in TABLES:
+        named = re.findall(r"\[[^\]]*?(\d*)\]\(differences\.md#([^)]+)\)", (ROOT / page).read_text())
+        assert all(slug in slugs and slug.startswith(f"{number}-") for number, slug in named), page
+    named = "\n".join((ROOT / page).read_text() for page in TABLES)
+    assert {1, 2, 3, 5, 6, 14, 17, 18, 19, 20, 26} <= {int(n) for n in re.findall(r"differences\.md#(\d+)-", named)}
 
 
 def test_what_the_differences_say_of_cards():
