@@ -106,6 +106,7 @@ def test_a_training_step_is_one_graph(name):
     assert set(dict(model.named_parameters())) - set(gradients(model)) == model.unused_parameters()
 
 
+@pytest.mark.slow
 def test_the_compiler_of_the_framework_gives_the_same_numbers():
     model = build(IMAGE | {"depths": (1,)}).train()
     plain = copy.deepcopy(model)

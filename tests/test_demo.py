@@ -8,6 +8,7 @@ import torch
 from openmvit.cli import main
 
 
+@pytest.mark.slow
 def test_demo_image(tmp_path, capsys):
     threads = torch.get_num_threads()
     assert main(["demo", "image", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 0

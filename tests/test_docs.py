@@ -83,9 +83,10 @@ def test_what_the_differences_say_of_cards():
     assert find_card("cascade_mask_rcnn_mvitv2_base", "fb_in1k_coco").published["mask_AP"] == 46.7
 
 
-@pytest.mark.parametrize(
-    "page", ["docs/detection.md", "docs/weights.md", "docs/hub.md", "docs/export.md", "docs/speed.md"]
-)
+EXPORT = pytest.param("docs/export.md", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("page", ["docs/detection.md", "docs/weights.md", "docs/hub.md", EXPORT, "docs/speed.md"])
 def test_python_blocks_run(page, tmp_path):
     run_python("\n".join([f"REPOSITORY = {str(ROOT)!r}", *blocks(page, "python")]), tmp_path)
 

@@ -59,6 +59,7 @@ def measured():
     return table, measure_table(table, seconds=1.5, device="cpu")
 
 
+@pytest.mark.slow
 def test_every_quantity_of_every_row_is_measured_or_says_why(measured):
     table, found = measured
     assert [(one.quantity, one.row) for one in found] == [
@@ -74,6 +75,7 @@ def test_every_quantity_of_every_row_is_measured_or_says_why(measured):
     assert [ratios[quantity, "heavy"][1] for quantity in table.quantities] == [0.5, 0.5, 5.0]
 
 
+@pytest.mark.slow
 def test_twice_the_width_takes_about_twice_the_memory(measured):
     ratios = {one.quantity: one.ratio for one in measured[1] if one.row == "heavy"}
     assert 1.5 < ratios["memory"] < 4.0
@@ -82,6 +84,7 @@ def test_twice_the_width_takes_about_twice_the_memory(measured):
     assert light.value > 12 * sum(p.numel() for p in build(MICRO).parameters())
 
 
+@pytest.mark.slow
 def test_a_ratio_is_the_median_of_the_rounds(measured):
     times = {"light": [1.0, 2.0, 1.0, 3.0, 1.0], "heavy": [2.0, 2.0, 4.0, 12.0, 1.25], "missing": "no"}
     light, heavy, missing = _by_times(measured[0], "test", times)
@@ -91,6 +94,7 @@ def test_a_ratio_is_the_median_of_the_rounds(measured):
     assert [one.ratio for one in lost] == [None] * 3 and lost[1].value == 4.0
 
 
+@pytest.mark.slow
 def test_the_page_has_all_rows_and_the_count(measured):
     table, found = measured
     text = table_text(table, found)
@@ -104,6 +108,7 @@ def test_the_page_has_all_rows_and_the_count(measured):
     assert json.loads(json.dumps(measured_data([(table, found)], "cpu")))["tables"][0]["rows"][2]["reason"]
 
 
+@pytest.mark.slow
 def test_near_and_order_are_those_of_the_ratios(measured):
     table, found = measured
     faked = [
@@ -194,6 +199,7 @@ def test_rows_share_the_weights_that_they_have_in_common():
     assert {id(p) for p in pool.values()} == {id(p) for p in parameters} and len(pool) < len(parameters)
 
 
+@pytest.mark.slow
 def test_a_micro_detector_is_measured():
     row = SpeedRow("detector", Setting("mask_rcnn_mvitv2_micro"), {"train": "1.0", "test": "1.0"})
     table = small(row, size=(64, 96), batch=1)

@@ -45,6 +45,7 @@ def test_what_was_chosen_left_out_and_gained_is_told():
     assert text.splitlines()[-1].endswith("ours=1.2 peer=1.0")
 
 
+@pytest.mark.slow
 def test_another_network_is_said_to_be_one():
     case = make_case("mvitv2_tiny", against="timm:vit_tiny_patch16_224", batch=1, pairs=3, device="cpu")
     found = measure(case)
@@ -96,6 +97,7 @@ def test_the_time_of_products_grows_with_their_number():
     assert seconds_of_products(case, Counter({product: 50})) > seconds_of_products(case, Counter({product: 1})) > 0
 
 
+@pytest.mark.slow
 def test_the_suite_is_one_table_in_which_a_failure_is_a_row(capsys):
     case = make_case("mvitv2_tiny", against="timm:vit_tiny_patch16_224", batch=1, pairs=3, device="cpu")
     run_suite([replace(case, against="timm:nothing"), case])

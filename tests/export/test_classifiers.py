@@ -132,6 +132,7 @@ def test_int8_prints_its_score_beside_that_of_the_run(place, capsys):
     assert onnx.TensorProto.INT8 in stored and card_of(out)["export"]["precision"] == "int8"
 
 
+@pytest.mark.slow
 def test_clips_are_exported_too(tmp_path):
     weights = clip_model(tmp_path / "clips.safetensors")
     done = export(weights)

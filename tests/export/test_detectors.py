@@ -21,6 +21,8 @@ from openmvit.zoo import load_model, load_network
 
 TINY = {"backbone": small.BACKBONE.replace(depths=(1, 1), window=None, window_pattern="all", global_kv_stride_factor=1)}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():

@@ -136,7 +136,7 @@ def test_losses_fall(recipe: Recipe) -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_run_continues_exactly(start, scenes: Path, small: Path, ranks: int) -> None:
     options = {"data": scenes, "model": small, "task": "detection", "accumulate": 2, "ema": 0.9, "save_every": 1}
     options |= {"batch": 2 // ranks, "epochs": 2, "workers": 1, **INPUT}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 
+import pytest
 
+
+@pytest.mark.slow
 def test_hanging_rank_is_named_within_a_minute(start) -> None:
     training = start(ranks=2, batch=7, workers=0, damage="hang,1,4")
     training.wait_for(4)
@@ -14,6 +17,7 @@ def test_hanging_rank_is_named_within_a_minute(start) -> None:
     assert "error: Rank 1: it hangs (its last step was 4)" in training.text()
 
 
+@pytest.mark.slow
 def test_error_on_one_rank_ends_all_and_shows_its_traceback(start) -> None:
     training = start(ranks=2, batch=7, workers=0, damage="bug,1,2")
     begin = time.monotonic()

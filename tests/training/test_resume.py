@@ -31,9 +31,10 @@ def state_of(run: Path, name: str = "state.pt") -> dict:
 
 
 STEPS = 15
+TWO = [pytest.param(2, strategy, marks=pytest.mark.slow) for strategy in ("ddp", "fsdp")]
 
 
-@pytest.mark.parametrize(("ranks", "strategy"), [(1, "auto"), (2, "ddp"), (2, "fsdp")])
+@pytest.mark.parametrize(("ranks", "strategy"), [(1, "auto"), *TWO])
 def test_killed_run_continues_exactly(start, ranks: int, strategy: str) -> None:
     options = {**OPTIONS, "batch": 14 // ranks, "strategy": strategy}
     whole = start("whole", ranks=ranks, **options)

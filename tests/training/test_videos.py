@@ -62,6 +62,7 @@ def options(videos: Path, tiny_clip: Path) -> dict[str, object]:
     return base | {"auto_augment": "rand-m7-n4-mstd0.5-inc1", "mixup": 0.8, "cutmix": 1.0, "flip": 0.5, "epochs": 2}
 
 
+@pytest.mark.slow
 def test_killed_run_continues_exactly(start, options) -> None:
     options |= {"batch": 4, "workers": 2, "save_every": 1, "ema": 0.9}
     whole = start("whole", **options)
@@ -80,6 +81,7 @@ def test_killed_run_continues_exactly(start, options) -> None:
     assert ours[1]["preprocessing"] == theirs[1]["preprocessing"]
 
 
+@pytest.mark.slow
 def test_two_ranks_train_a_class_token_and_score_every_clip_once(start, options, tmp_path: Path) -> None:
     """The last block's query filter and tables reach no loss: data-parallel training must know."""
     training = start("two", ranks=2, **options, batch=4, workers=0)
