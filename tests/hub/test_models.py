@@ -106,7 +106,7 @@ def test_attentions_times_values_are_the_output(name, channels, monkeypatch):
             assert (weights == 0).any() == (name == "shifted")
         return
     cls = cls[0] if cls else None
-    (q, q_cls), (k, k_cls), (v, v_cls) = (part._heads(n, tokens, cls) for n in "qkv")
+    (q, q_cls), (k, k_cls), (v, v_cls) = part._heads(tokens, cls)
     rows = [t.flatten(1, -3) for t in (q, k, v)]
     if cls is not None:
         rows = [torch.cat(pair, 1) for pair in zip((q_cls, k_cls, v_cls), rows, strict=True)]

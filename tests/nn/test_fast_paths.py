@@ -17,7 +17,7 @@ from openmvit.nn.fast import apply_linear, depthwise, linear, one_dnn_pays
 from openmvit.nn.grid import conv
 from openmvit.nn.relative import key_indicators, query_terms, write_out
 
-TRIED_ON = ("2.11", "2.15")
+TRIED_ON = ("2.11", "2.14", "2.15")
 """Releases of torch whose private linear layer was compared with the public one."""
 
 IMAGE = {"input_size": (24, 40), "patch_kernel": (3, 3), "patch_padding": (1, 1), "adaptive_kv_stride": (2, 2)}
@@ -35,6 +35,9 @@ FORMS = {
     "max_pool": IMAGE | {"pool_mode": "max"},
     "head_first": IMAGE | {"separate_qkv": True, "pool_first": True},
     "scaled": IMAGE | {"relative_scaled": True},
+    "odd_grid": IMAGE | {"input_size": (28, 52), "adaptive_kv_stride": (4, 4)},
+    "odd_clip": CLIP | {"input_size": (3, 28, 44), "cls_token": True},
+    "odd_windows": IMAGE | {"input_size": (28, 44), "window": ((5, 3), (3, 5)), "adaptive_kv_stride": (1, 1)},
 }
 
 
@@ -109,6 +112,16 @@ def test_bf16_is_as_near_to_fp32_as_the_plain_path(form, monkeypatch, one_dnn):
 
     for ours_off, plain_off in zip(distances(ours), distances(plain), strict=True):
         assert ours_off < max(1e-2, 1.5 * plain_off)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bf16_is_that_of_the_plain_path(form, monkeypatch, one_dnn):
+    model, x = network(FORMS[form]), torch.randn(2, 3, *FORMS[form]["input_size"])
+    pairs = list(zip(outputs(model, x, bf16=True), plainly(monkeypatch, model, x, bf16=True), strict=True))
+    for ours, plain in pairs[:2]:
+        assert float((ours - plain).norm() / plain.norm()) < 1e-2
+    ours, plain = (torch.cat([pair[side].flatten() for pair in pairs[2:]]) for side in (0, 1))
+    assert float((ours - plain).norm() / plain.norm()) < 1e-2
 
 
 @pytest.mark.parametrize("piece", [2**20, 3 * 6 * 8 * 20, 8])

@@ -51,7 +51,7 @@ def row(module, term, group, q_position, k_position, q_grid, k_grid):
 
 def by_loops(module, form, terms, x, cls, scaled):
     """One pair at a time; the class row, where there is one, is key number -1 without any position."""
-    (q, _), (k, k_cls), (v, v_cls) = (module._heads(name, x, cls) for name in "qkv")
+    (q, _), (k, k_cls), (v, v_cls) = module._heads(x, cls)
     groups, c = FORMS[form], module.config
     q_grid, k_grid = tuple(q.shape[1:-2]), tuple(k.shape[1:-2])
     scale = c.head_dim**-0.5
@@ -82,7 +82,7 @@ def check(form, index, **fields):
     cls = torch.randn(1, 1, module.config.dim, dtype=torch.float64) if form.startswith("clip") else None
     # Tables are cut to these grids, so that the loops need no resizing.
     with torch.no_grad():
-        (q, _), (k, _) = (module._heads(name, x, cls) for name in "qk")
+        (q, _), (k, _), _ = module._heads(x, cls)
         lengths = [2 * max(a, b) - 1 for a, b in zip(q.shape[1:-2], k.shape[1:-2], strict=True)]
         letters = "thw"[-len(grid) :]
         for name in module.config.relative_tables:

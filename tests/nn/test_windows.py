@@ -51,7 +51,7 @@ def build(index: int, **changes) -> MultiscaleAttention:
 
 def by_loops(module: MultiscaleAttention, x: torch.Tensor) -> torch.Tensor:
     """Attention of every query over the keys of its own window, padded keys included, one pair at a time."""
-    (q, _), (k, _), (v, _) = (module._heads(name, x, None) for name in "qkv")
+    (q, _), (k, _), (v, _) = module._heads(x, None)
     c = module.config
     q_grid, k_grid = q.shape[1:3], k.shape[1:3]
     windows = [-(-n // w) for n, w in zip(q_grid, c.q_window, strict=True)]
@@ -200,7 +200,7 @@ def test_maps_of_any_size(size):
 
 def shifted_by_loops(module, x):
     """Shifted windows: pad, roll, cut; a pair attends only if both lay in the same window's place before the roll."""
-    (q, _), (k, _), (v, _) = (module._heads(name, x, None) for name in "qkv")
+    (q, _), (k, _), (v, _) = module._heads(x, None)
     c = module.config
     counts = [-(-n // w) for n, w in zip(q.shape[1:3], c.q_window, strict=True)]
     out = torch.zeros_like(q)

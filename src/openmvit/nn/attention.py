@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import prod
 
 import torch
@@ -73,18 +74,24 @@ class MultiscaleAttention(nn.Module):
         chosen = own if term == "q" else [name for name in names if name.startswith(f"rel_pos_{term}_")]
         return [getattr(self, name) for name in chosen]
 
-    def _project(self, name: str, x: Tensor) -> Tensor:
-        """`[..., dim] -> [..., dim_attn]`; a fused matrix is used by its rows, so that each result is contiguous."""
+    def _projections(self) -> list[Callable[[Tensor], Tensor]]:
+        """What makes q, k and v of tokens, `[..., dim] -> [..., dim_attn]`; each result is contiguous."""
         if self.config.separate_qkv:
-            return apply_linear(getattr(self, name), x)
-        rows = self._rows_of(name)
+            return [partial(apply_linear, getattr(self, name)) for name in "qkv"]
         if not is_untouched(self.qkv, nn.Linear):
-            return self.qkv(x)[..., rows].contiguous()
-        return linear(x, self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows])
+            return [lambda t, i=i: _third(self.qkv(t), i) for i in range(3)]
+        # Cut once, so that in the backward pass one copy puts the three gradients together.
+        weights = self.qkv.weight.unflatten(0, (3, -1)).unbind()
+        biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.unflatten(0, (3, -1)).unbind()
+        return [partial(linear, weight=w, bias=b) for w, b in zip(weights, biases, strict=True)]
 
-    def _rows_of(self, name: str) -> slice:
-        """Of the fused matrix, those of q, k or v."""
-        return slice("qkv".index(name) * self.config.dim_attn, ("qkv".index(name) + 1) * self.config.dim_attn)
+    def _project(self, x: Tensor, cls: Tensor | None) -> Iterator[Tokens]:
+        """Grid and class row of q, of k, of v, one after the other; a touched layer is called once for all three."""
+        if self.config.separate_qkv or is_untouched(self.qkv, nn.Linear):
+            yield from (each(project, x, cls) for project in self._projections())
+            return
+        whole = each(self.qkv, x, cls)
+        yield from (each(lambda t, i=i: _third(t, i), *whole) for i in range(3))
 
     def _pool(self, name: str, x: Tensor, cls: Tensor | None) -> Tokens:
         """Pool the grid, then norm grid and class row per fold; `[B, *grid, C] -> [B, *pooled, C]`."""
@@ -95,30 +102,26 @@ class MultiscaleAttention(nn.Module):
             return x, cls
         return each(lambda t: norm(t.unflatten(-1, (self.folds, -1))).flatten(-2), x, cls)
 
-    def _heads(self, name: str, x: Tensor, cls: Tensor | None, whole: Tokens | None = None) -> Tokens:
-        """One of q, k, v: grid `[B, *pooled, h, c]` and class row `[B, 1, h, c]`; `whole` are all three, projected."""
+    def _heads(self, x: Tensor, cls: Tensor | None) -> Iterator[Tokens]:
+        """Of q, k and v the grid `[B, *pooled, h, c]` and the class row `[B, 1, h, c]`."""
         if self.config.pool_first:
-            x, cls = each(lambda t: self._project(name, t), *self._pool(name, x, cls))
-        elif whole is None:
-            x, cls = self._pool(name, *each(lambda t: self._project(name, t), x, cls))
+            projections = zip("qkv", self._projections(), strict=True)
+            parts = (each(project, *self._pool(name, x, cls)) for name, project in projections)
         else:
-            rows = self._rows_of(name)
-            x, cls = self._pool(name, *each(lambda t: t[..., rows].contiguous(), *whole))
-        return each(lambda t: t.unflatten(-1, (self.num_heads, -1)), x, cls)
+            parts = (self._pool(name, *part) for name, part in zip("qkv", self._project(x, cls), strict=True))
+        return (each(lambda t: t.unflatten(-1, (self.num_heads, -1)), *part) for part in parts)
 
     def forward(self, x: Tensor, cls: Tensor | None = None) -> Tokens:
         """`[B, *grid, dim]` -> `[B, *q_grid, dim_attn]`, and the class token beside it."""
-        # A fused layer that somebody has touched is called once for all three.
-        by_parts = self.config.separate_qkv or self.config.pool_first or is_untouched(self.qkv, nn.Linear)
-        whole = None if by_parts else each(self.qkv, x, cls)
-        (q, q_cls), (k, k_cls), (v, v_cls) = (self._heads(name, x, cls, whole) for name in "qkv")
+        (q, q_cls), (k, k_cls), (v, v_cls) = self._heads(x, cls)
         out = self._attend_windows(q, k, v) if self.config.window else self._attend_grid(q, k, v, k_cls, v_cls)
         if self.config.residual_pooling:
             # In this order the sum has the memory order of the queries, as the projection wants it.
             out = q + out
         out_cls = None
         if q_cls is not None and k_cls is not None and v_cls is not None:
-            out_cls = attend(q_cls, _rows(k_cls, k), _rows(v_cls, v), None)
+            way = attend_by_products if products_pay(q) else attend
+            out_cls = way(q_cls, _rows(k_cls, k), _rows(v_cls, v))
         return each(lambda t: apply_linear(self.proj, t.flatten(-2)), out, out_cls)
 
     def _attend_windows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -182,13 +185,18 @@ class MultiscaleAttention(nn.Module):
         return queries, keys
 
 
+def _third(x: Tensor, i: int) -> Tensor:
+    """Part 0, 1 or 2 of the channels, contiguous."""
+    return x.unflatten(-1, (3, -1))[..., i, :].contiguous()
+
+
 def _rows(cls: Tensor | None, x: Tensor) -> Tensor:
     """A grid `[B, *grid, h, c]` as rows `[B, L, h, c]`, the class row first."""
     x = x.flatten(1, -3)
     return x if cls is None else torch.cat([cls, x], dim=1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """Softmax attention with an additive term.
 
     Args:

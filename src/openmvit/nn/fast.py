@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from openmvit.config import Size
 from openmvit.errors import UserError
@@ -30,7 +30,13 @@ def on_plain_cpu(x: Tensor) -> bool:
 
 
 def _traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    """Whether somebody looks at the operators: a compiler, an exporter, or a transform of `torch.func`."""
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return tracing or _transformed()
+
+
+# Not public, and there is no public name: `tests/nn/test_fast_paths.py` names the releases it was tried on.
+_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 def products_pay(q: Tensor) -> bool:
@@ -165,17 +171,32 @@ class _Linear(torch.autograd.Function):
         ctx.gelu = inputs[3]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = None, None, None
-        with torch.autocast(x.device.type, enabled=False):
-            rows = grad.flatten(0, -2)
-            if ctx.needs_input_grad[0]:
-                of_x = _product(grad, weight.T, None)
-                of_x = torch.ops.aten.gelu_backward(of_x, x) if ctx.gelu else of_x
-            if ctx.needs_input_grad[1]:
-                of_weight = rows.T @ (F.gelu(x) if ctx.gelu else x).flatten(0, -2)
-            if ctx.needs_input_grad[2]:
-                of_bias = rows.sum(0)
+        # Where a gradient of the gradient is to come, every step must have one.
+        way = _gradients_of_public if torch.is_grad_enabled() else _gradients
+        with torch.autocast(grad.device.type, enabled=False):
+            of_x, of_weight = way(*ctx.saved_tensors, ctx.gelu, grad, ctx.needs_input_grad)
+            of_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
         return of_x, of_weight, of_bias, None
+
+
+def _gradients_of_public(
+    x: Tensor, weight: Tensor, gelu: bool, grad: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    out = F.linear(F.gelu(x) if gelu else x, weight)
+    inputs = [t for t, one in zip((x, weight), needed, strict=False) if one]
+    found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True) if inputs else ())
+    return next(found) if needed[0] else None, next(found) if needed[1] else None
+
+
+def _gradients(
+    x: Tensor, weight: Tensor, gelu: bool, grad: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    of_x, of_weight = None, None
+    if needed[0]:
+        of_x = _product(grad, weight.T, None)
+        if gelu:  # into the same memory: it is the widest tensor of a block
+            torch.ops.aten.gelu_backward.grad_input(of_x, x, grad_input=of_x)
+    if needed[1]:
+        of_weight = grad.flatten(0, -2).T @ (F.gelu(x) if gelu else x).flatten(0, -2)
+    return of_x, of_weight

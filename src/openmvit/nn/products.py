@@ -8,11 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
 
 from openmvit.config import Size
 from openmvit.nn.relative import Groups, key_indicators, query_terms
+
+How = tuple[Groups, Size, bool]
+"""Axis of each table, grid of the keys, and whether the term is divided by the square root of c."""
 
 PIECE = 2**20
 """Bytes of scores held at a time: about what the second level of a core's cache takes."""
@@ -44,35 +46,43 @@ def attend_by_products(
         return handle_torch_function(attend_by_products, (q, k, v), q, k, v, tables, groups, k_grid, scaled)
     how, q_grid = (groups, k_grid, scaled), q.shape[1:-2]
     q, k = q.to(v.dtype), k.to(v.dtype)
-    if torch.compiler.is_compiling():  # a compiler has its own ways to save memory
-        scores = _queries(q, tables, *how) @ _keys(k, groups, k_grid).mT
-        out = scores.softmax(-1) @ v.transpose(1, 2).flatten(0, 1)
-        out = out.unflatten(0, (q.shape[0], q.shape[-2])).transpose(1, 2)
-    else:
-        out = _Products.apply(how, q, k, v, *tables)
+    # A compiler has its own ways to save memory.
+    compiling = torch.compiler.is_compiling()
+    out = _whole(how, q, k, v, tables) if compiling else _Products.apply(how, q, k, v, *tables)
     return out.unflatten(1, q_grid)
 
 
-def _queries(q: Tensor, tables: Sequence[Tensor], groups: Groups, k_grid: Size, scaled: bool) -> Tensor:
+def _whole(how: How, q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor]) -> Tensor:
+    """The same with all scores at once, by operators that have a gradient of any order."""
+    scores = _queries(q, tables, *how[:2]) @ _keys(k, *how).mT
+    return _heads_last(scores.softmax(-1) @ v.transpose(1, 2).flatten(0, 1), q)
+
+
+def _queries(q: Tensor, tables: Sequence[Tensor], groups: Groups, k_grid: Size) -> Tensor:
     """`[B * h, Lq, c + channels]`."""
-    factor = q.shape[-1] ** -0.5
-    parts = [q.flatten(1, -3).transpose(1, 2) * factor]
-    parts += [t.flatten(2, -2) * factor if scaled else t.flatten(2, -2) for t in query_terms(q, tables, groups, k_grid)]
-    return torch.cat(parts, dim=-1).flatten(0, 1)
+    terms = query_terms(q, tables, groups, k_grid)
+    return torch.cat([q.flatten(1, -3).transpose(1, 2), *(t.flatten(2, -2) for t in terms)], dim=-1).flatten(0, 1)
 
 
-def _keys(k: Tensor, groups: Groups, k_grid: Size) -> Tensor:
-    """`[B * h, Lk, c + channels]`; a class row has zeros as its position."""
-    k = k.transpose(1, 2)
+def _keys(k: Tensor, groups: Groups, k_grid: Size, scaled: bool) -> Tensor:
+    """`[B * h, Lk, c + channels]`, scaled by c ** -0.5, since keys are fewer; a class row has zeros as its position."""
+    factor, k = k.shape[-1] ** -0.5, k.transpose(1, 2)
+    k = k * factor
     if groups:
-        position = key_indicators(k_grid, groups, k)
+        position = key_indicators(k_grid, groups, k) * (factor if scaled else 1.0)
         position = F.pad(position, (0, 0, k.shape[-2] - position.shape[0], 0))
         k = torch.cat([k, position.expand(*k.shape[:2], -1, -1)], dim=-1)
-    return _heads_first(k)
+    return k.flatten(0, 1).contiguous()
 
 
 def _heads_first(x: Tensor) -> Tensor:
-    return x.flatten(0, 1).contiguous()
+    """`[B, L, h, c]` -> `[B * h, L, c]`, contiguous."""
+    return x.transpose(1, 2).flatten(0, 1).contiguous()
+
+
+def _heads_last(x: Tensor, like: Tensor) -> Tensor:
+    """`[B * h, L, c]` -> `[B, L, h, c]`, with batch and heads of such a tensor."""
+    return x.unflatten(0, (like.shape[0], like.shape[-2])).transpose(1, 2)
 
 
 def _pieces(q: Tensor, k: Tensor) -> Iterator[tuple[slice | int, slice]]:
@@ -104,29 +114,36 @@ def _forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-def _backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, of the keys without their position, and of values."""
+def _backward(
+    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of queries, of the keys without their position, and of values: those that are needed."""
     channels = v.shape[-1]
     # Sums over pieces are kept in at least float32.
     wide = torch.promote_types(q.dtype, torch.float32)
-    of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(v, dtype=wide), torch.zeros_like(v, dtype=wide)
+    of_q = torch.empty_like(q) if needed[0] else None
+    of_k, of_v = (torch.zeros_like(v, dtype=wide) if one else None for one in needed[1:3])
     for some, rows in _pieces(q, k):
         weights = _weights(q[some, rows], k[some])
-        of_v[some] += weights.mT @ grad[some, rows]
+        if of_v is not None:
+            of_v[some] += weights.mT @ grad[some, rows]
+        if of_q is None and of_k is None:
+            continue
         of_weights = grad[some, rows] @ v[some].mT
         of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, q.dtype)
-        torch.matmul(of_scores, k[some], out=of_q[some, rows])
-        of_k[some] += of_scores.mT @ q[some, rows][..., :channels]
-    return of_q, of_k.to(k.dtype), of_v.to(v.dtype)
+        if of_q is not None:
+            torch.matmul(of_scores, k[some], out=of_q[some, rows])
+        if of_k is not None:
+            of_k[some] += of_scores.mT @ q[some, rows][..., :channels]
+    return of_q, of_k, of_v
 
 
 class _Products(torch.autograd.Function):
     @staticmethod
-    def forward(how: tuple[Groups, Size, bool], q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> Tensor:
+    def forward(how: How, q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
-            keys, values = _keys(k, *how[:2]), _heads_first(v.transpose(1, 2))
-            out = _forward(_queries(q, tables, *how), keys, values)
-        return out.unflatten(0, (q.shape[0], q.shape[-2])).transpose(1, 2)
+            out = _forward(_queries(q, tables, *how[:2]), _keys(k, *how), _heads_first(v))
+        return _heads_last(out, q)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -134,15 +151,32 @@ class _Products(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v, *tables = (t.detach() for t in ctx.saved_tensors)
-        with torch.autocast(q.device.type, enabled=False):
-            with torch.enable_grad():
-                inputs = [t.requires_grad_() for t in (q, *tables)]
-                queries = _queries(q, tables, *ctx.how)
-            keys, values = _keys(k, *ctx.how[:2]), _heads_first(v.transpose(1, 2))
-            grads = _backward(queries.detach(), keys, values, _heads_first(grad.transpose(1, 2)))
-            of_q, *of_tables = torch.autograd.grad(queries, inputs, grads[0])
-        of_k, of_v = (g.unflatten(0, (q.shape[0], q.shape[-2])).transpose(1, 2) for g in grads[1:])
-        return None, of_q, of_k, of_v, *of_tables
+        needed = ctx.needs_input_grad[1:]
+        # Where a gradient of the gradient is to come, every step must have one.
+        way = _gradients_of_whole if torch.is_grad_enabled() else _gradients
+        with torch.autocast(grad.device.type, enabled=False), torch.enable_grad():
+            return None, *way(ctx.how, ctx.saved_tensors, grad, needed)
+
+
+def _gradients_of_whole(
+    how: How, tensors: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]
+) -> Iterator[Tensor | None]:
+    q, k, v, *tables = tensors
+    inputs = [t for t, one in zip(tensors, needed, strict=True) if one]
+    found = iter(torch.autograd.grad(_whole(how, q, k, v, tables), inputs, grad, create_graph=True))
+    return (next(found) if one else None for one in needed)
+
+
+def _gradients(how: How, tensors: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]) -> Iterator[Tensor | None]:
+    q, k, v, *tables = (t.detach().requires_grad_(one) for t, one in zip(tensors, needed, strict=True))
+    queries, behind = _queries(q, tables, *how[:2]), [t for t in (q, *tables) if t.requires_grad]
+    with torch.no_grad():
+        of_queries, of_k, of_v = _backward(
+            queries.detach(), _keys(k, *how), _heads_first(v), _heads_first(grad), (bool(behind), *needed[1:3])
+        )
+    found = iter(torch.autograd.grad(queries, behind, of_queries) if behind else ())
+    of_q = next(found) if needed[0] else None
+    of_k = None if of_k is None else _heads_last(of_k * q.shape[-1] ** -0.5, q).to(k.dtype)
+    of_v = None if of_v is None else _heads_last(of_v, q).to(v.dtype)
+    yield from (of_q, of_k, of_v, *(next(found) if t.requires_grad else None for t in tables))
