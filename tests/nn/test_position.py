@@ -1,13 +1,17 @@
-"""Index arithmetic, table resizing, absolute tables and the gradients of every form of position."""
+"""Index arithmetic, table resizing, absolute tables, and every form of position against loops over pairs."""
 
+import itertools
+import math
 from fractions import Fraction
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from nn.loops import agree
 from openmvit.config import MViTConfig
 from openmvit.model import MViT
+from openmvit.nn.attention import MultiscaleAttention
 from openmvit.nn.position import resize_grid, resize_table, sincos_table
 from openmvit.nn.relative import query_terms, relative_index, relative_rows, write_out
 
@@ -173,3 +177,111 @@ def test_absolute_positions_are_a_row_per_place(form):
     if first:
         row = model.pos_embed_class[0, 0] if FORMS[form][1] == "separable" else model.pos_embed[0, 0]
         torch.testing.assert_close(cls[0, 0], model.cls_token[0, 0] + row, rtol=0, atol=1e-15)
+
+
+# What is written out pair by pair: the groups of axes that share a table, and grids small enough for loops.
+PAIRED = {
+    "decomposed": ((0,), (1,)), "joint": ((0, 1),),
+    "clip decomposed": ((0,), (1,), (2,)), "clip joint": ((0, 1, 2),), "clip time": ((0,),),
+    "clip space": ((1,), (2,)), "clip joint_space": ((0,), (1, 2)),
+}  # fmt: skip
+PAIRED_IMAGE = IMAGE | {"input_size": (8, 12), "depths": (1, 2), "embed_dim": 8, "num_heads": 2, "num_classes": 3}
+PAIRED_CLIP = CLIP | {"input_size": (2, 6, 6), "depths": (1, 2), "embed_dim": 8, "num_heads": 2, "num_classes": 3}
+
+
+def attention(form: str, index: int, **fields) -> MultiscaleAttention:
+    """The attention of a block in float64, everything drawn at random; its tables have the size of its grids."""
+    torch.manual_seed(0)
+    base = PAIRED_CLIP if form.startswith("clip") else PAIRED_IMAGE
+    config = MViTConfig(**base | {"relative_position": form.split()[-1]} | fields)
+    module = MultiscaleAttention(config.blocks()[index]).double()
+    assert module.config.relative_groups == PAIRED[form]
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.5)
+    return module
+
+
+def tokens(module: MultiscaleAttention, form: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A grid, and for clips a class token."""
+    grid, dim = module.config.grid, module.config.dim
+    cls = torch.randn(1, 1, dim, dtype=torch.float64) if form.startswith("clip") else None
+    return torch.randn(1, *grid, dim, dtype=torch.float64), cls
+
+
+@pytest.mark.parametrize("form", PAIRED)
+@pytest.mark.parametrize("index", [0, 1])
+def test_every_form_is_its_formula(form, index):
+    module = attention(form, index)
+    agree(module, *tokens(module, form))
+
+
+@pytest.mark.parametrize("terms", ["k", "v", "qk", "qv", "kv", "qkv"])
+@pytest.mark.parametrize("form", ["decomposed", "joint", "clip joint_space"])
+def test_every_combination_of_terms_is_its_formula(form, terms):
+    module = attention(form, 1, relative_terms=terms)
+    agree(module, *tokens(module, form))
+
+
+@pytest.mark.parametrize("terms", ["q", "qk"])
+def test_the_printed_form_divides_the_relative_terms(terms):
+    module = attention("decomposed", 1, relative_terms=terms, relative_scaled=True)
+    agree(module, *tokens(module, "decomposed"))
+
+
+@pytest.mark.parametrize("form", ["joint", "clip joint_space", "clip time"])
+def test_gradients_of_all_terms(form):
+    module = attention(form, 1, relative_terms="qkv")
+    grid = (1, 3, 2) if form.startswith("clip") else (3, 2)
+    x = torch.randn(1, *grid, 8, dtype=torch.float64, requires_grad=True)
+    cls = tokens(module, form)[1]
+    tables = [p for n, p in module.named_parameters() if n.startswith("rel_pos")]
+    assert torch.autograd.gradcheck(lambda x, *_: module(x, cls)[0], (x, *tables))
+
+
+def cubic(distance: float) -> float:
+    """Weight of a sample in bicubic interpolation, with the library's -0.75."""
+    d = abs(distance)
+    if d < 1:
+        return 1.25 * d**3 - 2.25 * d**2 + 1
+    return -0.75 * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
+
+
+def samples(length: int, wanted: int, reach: int, weight) -> torch.Tensor:
+    """`[wanted, length]`: how each new place mixes the old ones; the ends are repeated outwards."""
+    found = torch.zeros(wanted, length, dtype=torch.float64)
+    for i in range(wanted):
+        place = (i + 0.5) * length / wanted - 0.5
+        # Of two neighbours, as the library does, none lies before the first place.
+        place = max(place, 0.0) if reach == 1 else place
+        first = math.floor(place)
+        for j in range(first - reach + 1, first + reach + 1):
+            found[i, min(max(j, 0), length - 1)] += weight(place - j)
+    return found
+
+
+@pytest.mark.parametrize(("sizes", "wanted"), [((4, 3), (6, 5)), ((6, 5), (4, 2)), ((2, 3, 4), (3, 5, 4))])
+def test_joint_tables_are_resized_as_images_and_as_volumes(sizes, wanted):
+    """Bicubic on two axes, trilinear on three: the product of one mixing per axis, here written out."""
+    table = torch.randn(*(2 * n - 1 for n in sizes), 5, dtype=torch.float64, requires_grad=True)
+    reach, weight = (2, cubic) if len(sizes) == 2 else (1, lambda d: 1 - abs(d))
+    mixed = table
+    for axis, (old, new) in enumerate(zip(table.shape[:-1], (2 * n - 1 for n in wanted), strict=True)):
+        mixed = torch.tensordot(samples(old, new, reach, weight), mixed.movedim(axis, 0), dims=1).movedim(0, axis)
+    found = relative_rows(table, wanted, wanted)
+    for i in itertools.product(*map(range, wanted)):
+        for j in itertools.product(*map(range, wanted)):
+            row = mixed[tuple(a - b + n - 1 for a, b, n in zip(i, j, wanted, strict=True))]
+            torch.testing.assert_close(found[(*i, *j)], row, rtol=1e-9, atol=1e-9)
+    weights = torch.randn_like(found)
+    (ours,) = torch.autograd.grad(found, table, weights)
+    places = tuple(
+        relative_index(n, n).view(shape) for n, shape in zip(wanted, spread(len(wanted), wanted), strict=True)
+    )
+    (theirs,) = torch.autograd.grad(mixed[places], table, weights)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def spread(axes: int, sizes) -> list[list[int]]:
+    """Shapes that put an index `[n, n]` of each axis at its place among queries and at that among keys."""
+    return [[n if a in (axis, axes + axis) else 1 for a in range(2 * axes)] for axis, n in enumerate(sizes)]

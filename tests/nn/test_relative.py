@@ -1,6 +1,4 @@
-"""Every relative form against loops over pairs in float64: groups of axes; terms on queries, keys and values."""
-
-import itertools
+"""Relative forms: the way through channels, tables and their parameters. Their formulas are in test_position.py."""
 
 import pytest
 import torch
@@ -9,7 +7,6 @@ from openmvit.config import MViTConfig
 from openmvit.errors import UserError
 from openmvit.model import MViT
 from openmvit.nn import attention as attention_module
-from openmvit.nn.attention import MultiscaleAttention
 
 IMAGE = {
     "input_size": (16, 24), "patch_kernel": (3, 3), "patch_padding": (1, 1), "adaptive_kv_stride": (2, 2),
@@ -20,112 +17,6 @@ CLIP = {
     "stride_q": (1, 2, 2), "adaptive_kv_stride": (1, 2, 2), "kernel_qkv": (3, 3, 3), "cls_token": True,
     "depths": (1, 2), "embed_dim": 8, "num_heads": 2, "num_classes": 3,
 }  # fmt: skip
-FORMS = {
-    "decomposed": ((0,), (1,)), "joint": ((0, 1),),
-    "clip decomposed": ((0,), (1,), (2,)), "clip joint": ((0, 1, 2),), "clip time": ((0,),),
-    "clip space": ((1,), (2,)), "clip joint_space": ((0,), (1, 2)),
-}  # fmt: skip
-
-
-def build(form: str, index: int = 1, **fields) -> MultiscaleAttention:
-    torch.manual_seed(0)
-    base = CLIP if form.startswith("clip") else IMAGE
-    config = MViTConfig(**base | {"relative_position": form.split()[-1]} | fields)
-    module = MultiscaleAttention(config.blocks()[index]).double()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(std=0.5)
-    return module
-
-
-def row(module, term, group, q_position, k_position, q_grid, k_grid):
-    """The table's row for one query and one key."""
-    name = "rel_pos_" + ("" if term == "q" else f"{term}_") + "".join("thw"[-len(q_grid) :][a] for a in group)
-    place = []
-    for a in group:
-        q_size, k_size = q_grid[a], k_grid[a]
-        rq, rk = max(k_size / q_size, 1), max(q_size / k_size, 1)
-        place.append(int(q_position[a] * rq - k_position[a] * rk + (k_size - 1) * rk))
-    return getattr(module, name)[tuple(place)]
-
-
-def by_loops(module, form, terms, x, cls, scaled):
-    """One pair at a time; the class row, where there is one, is key number -1 without any position."""
-    (q, _), (k, k_cls), (v, v_cls) = module._heads(x, cls)
-    groups, c = FORMS[form], module.config
-    q_grid, k_grid = tuple(q.shape[1:-2]), tuple(k.shape[1:-2])
-    scale = c.head_dim**-0.5
-    out = torch.zeros_like(q)
-    for b, h in itertools.product(range(len(q)), range(c.num_heads)):
-        for i in itertools.product(*map(range, q_grid)):
-            query, logits, values = q[(b, *i, h)], [], []
-            if k_cls is not None:
-                logits.append(query @ k_cls[b, 0, h] * scale)
-                values.append(v_cls[b, 0, h])
-            for j in itertools.product(*map(range, k_grid)):
-                key, value, bias = k[(b, *j, h)], v[(b, *j, h)], 0.0
-                for group in groups:
-                    place = (group, i, j, q_grid, k_grid)
-                    bias = bias + (query @ row(module, "q", *place) if "q" in terms else 0.0)
-                    bias = bias + (key @ row(module, "k", *place) if "k" in terms else 0.0)
-                    value = value + (row(module, "v", *place) if "v" in terms else 0.0)
-                logits.append(query @ key * scale + bias * (scale if scaled else 1.0))
-                values.append(value)
-            out[(b, *i, h)] = torch.stack(logits).softmax(0) @ torch.stack(values)
-    return module.proj((out + q).flatten(-2))
-
-
-def check(form, index, **fields):
-    module = build(form, index, **fields)
-    grid = (2, 3, 3) if form.startswith("clip") else (4, 6)
-    x = torch.randn(1, *grid, module.config.dim, dtype=torch.float64)
-    cls = torch.randn(1, 1, module.config.dim, dtype=torch.float64) if form.startswith("clip") else None
-    # Tables are cut to these grids, so that the loops need no resizing.
-    with torch.no_grad():
-        (q, _), (k, _), _ = module._heads(x, cls)
-        lengths = [2 * max(a, b) - 1 for a, b in zip(q.shape[1:-2], k.shape[1:-2], strict=True)]
-        letters = "thw"[-len(grid) :]
-        for name in module.config.relative_tables:
-            shape = [lengths[letters.index(a)] for a in name.rpartition("_")[2]]
-            table = torch.randn(*shape, module.config.head_dim, dtype=torch.float64)
-            setattr(module, name, torch.nn.Parameter(table))
-    terms, scaled = module.config.relative_terms, module.config.relative_scaled
-    expected = by_loops(module, form, terms, x, cls, scaled)
-    torch.testing.assert_close(module(x, cls)[0], expected, rtol=1e-10, atol=1e-10)
-    inputs = [x.clone().requires_grad_(), *(p for n, p in module.named_parameters() if n.startswith("rel_pos"))]
-    weights = torch.randn_like(expected)
-    ours = torch.autograd.grad(module(inputs[0], cls)[0], inputs, weights)
-    loops = torch.autograd.grad(by_loops(module, form, terms, inputs[0], cls, scaled), inputs, weights)
-    for a, b in zip(ours, loops, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-    assert len(inputs) > 1
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("index", [0, 1])
-def test_every_form_is_its_formula(form, index):
-    check(form, index)
-
-
-@pytest.mark.parametrize("terms", ["k", "v", "qk", "qv", "kv", "qkv"])
-@pytest.mark.parametrize("form", ["decomposed", "joint", "clip joint_space"])
-def test_every_combination_of_terms_is_its_formula(form, terms):
-    check(form, 1, relative_terms=terms)
-
-
-@pytest.mark.parametrize("terms", ["q", "qk"])
-def test_the_printed_form_divides_the_relative_terms(terms):
-    check("decomposed", 1, relative_terms=terms, relative_scaled=True)
-
-
-@pytest.mark.parametrize("form", ["joint", "clip joint_space", "clip time"])
-def test_gradcheck(form):
-    module = build(form, relative_terms="qkv")
-    grid = (1, 3, 2) if form.startswith("clip") else (3, 2)
-    x = torch.randn(1, *grid, 8, dtype=torch.float64, requires_grad=True)
-    cls = torch.randn(1, 1, 8, dtype=torch.float64) if form.startswith("clip") else None
-    tables = [p for n, p in module.named_parameters() if n.startswith("rel_pos")]
-    assert torch.autograd.gradcheck(lambda x, *_: module(x, cls)[0], (x, *tables))
 
 
 @pytest.mark.parametrize("form", ["time", "space"])

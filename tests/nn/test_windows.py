@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nn.reference import resized
+from nn.loops import agree, attention_by_loops
 from openmvit import architectures
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError
@@ -40,6 +40,25 @@ def test_partition_cuts_where_loops_cut(grid, window):
     assert torch.equal(merge(partition(x, window), window, grid), x)
 
 
+@pytest.mark.parametrize(("grid", "window"), [((5, 7), (2, 4)), ((3, 5, 4), (2, 4, 2)), ((2, 5, 6), (2, 2, 4))])
+def test_shifted_windows_cut_the_rolled_grid(grid, window):
+    x = torch.randn(2, *grid, 3)
+    counts = [-(-n // w) for n, w in zip(grid, window, strict=True)]
+    rows = iter(partition(x, window, shifted=True))
+    for sample, corner in itertools.product(range(2), itertools.product(*map(range, counts))):
+        cut = next(rows)
+        for place in itertools.product(*map(range, window)):
+            # Half a window further on, round the end of the padded axis; an axis with one window stays.
+            source = [
+                (c * w + p + (w // 2 if n > 1 else 0)) % (n * w)
+                for c, w, p, n in zip(corner, window, place, counts, strict=True)
+            ]
+            inside = all(s < n for s, n in zip(source, grid, strict=True))
+            assert torch.equal(cut[place], x[(sample, *source)] if inside else torch.zeros(3))
+    assert next(rows, None) is None
+    assert torch.equal(merge(partition(x, window, shifted=True), window, grid, shifted=True), x)
+
+
 def build(index: int, **changes) -> MultiscaleAttention:
     torch.manual_seed(0)
     module = MultiscaleAttention(MViTConfig(**HYBRID | changes).blocks()[index]).double()
@@ -49,35 +68,6 @@ def build(index: int, **changes) -> MultiscaleAttention:
     return module
 
 
-def by_loops(module: MultiscaleAttention, x: torch.Tensor) -> torch.Tensor:
-    """Attention of every query over the keys of its own window, padded keys included, one pair at a time."""
-    (q, _), (k, _), (v, _) = module._heads(x, None)
-    c = module.config
-    q_grid, k_grid = q.shape[1:3], k.shape[1:3]
-    windows = [-(-n // w) for n, w in zip(q_grid, c.q_window, strict=True)]
-    assert windows == [-(-n // w) for n, w in zip(k_grid, c.kv_window, strict=True)]
-    out = torch.zeros_like(q)
-    for b, h in itertools.product(range(len(q)), range(c.num_heads)):
-        for i, j in itertools.product(*map(range, q_grid)):
-            inside = (i % c.q_window[0], j % c.q_window[1])
-            first = [p // w * kw for p, w, kw in zip((i, j), c.q_window, c.kv_window, strict=True)]
-            logits, values = [], []
-            for m, n in itertools.product(*map(range, c.kv_window)):
-                row, column = first[0] + m, first[1] + n
-                real = row < k_grid[0] and column < k_grid[1]
-                key = k[b, row, column, h] if real else torch.zeros_like(k[0, 0, 0, 0])
-                values.append(v[b, row, column, h] if real else torch.zeros_like(key))
-                query = q[b, i, j, h]
-                logit = query @ key / c.head_dim**0.5
-                for axis, (position, other) in enumerate(zip(inside, (m, n), strict=True) if c.relative_groups else ()):
-                    a, z = c.q_window[axis], c.kv_window[axis]
-                    distance = position * max(z / a, 1) - other * max(a / z, 1) + (z - 1) * max(a / z, 1)
-                    logit = logit + query @ resized(module.tables()[axis], a, z)[int(distance)]
-                logits.append(logit)
-            out[b, i, j, h] = torch.stack(logits).softmax(0) @ torch.stack(values)
-    return module.proj((out + q if c.residual_pooling else out).flatten(-2))
-
-
 @pytest.mark.parametrize("index", [0, 1, 2, 4])
 @pytest.mark.parametrize("grid", [(4, 8), (5, 6)])
 @torch.no_grad()
@@ -85,7 +75,7 @@ def test_windowed_attention_is_its_formula(index, grid):
     module = build(index)
     assert module.config.window == ((2, 2) if index in (2, 4) else (4, 4))
     x = torch.randn(2, *grid, module.config.dim, dtype=torch.float64)
-    torch.testing.assert_close(module(x)[0], by_loops(module, x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(module(x)[0], attention_by_loops(module, x), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("index", [0, 1, 3])
@@ -198,44 +188,6 @@ def test_maps_of_any_size(size):
     assert all(p.grad is not None for p in model.parameters())
 
 
-def shifted_by_loops(module, x):
-    """Shifted windows: pad, roll, cut; a pair attends only if both lay in the same window's place before the roll."""
-    (q, _), (k, _), (v, _) = module._heads(x, None)
-    c = module.config
-    counts = [-(-n // w) for n, w in zip(q.shape[1:3], c.q_window, strict=True)]
-    out = torch.zeros_like(q)
-
-    def home(place, window):
-        """Window and place inside it after the roll, and whether the roll wrapped it, for each axis."""
-        found = []
-        for p, n, w in zip(place, counts, window, strict=True):
-            moved = (p - (w // 2 if n > 1 else 0)) % (n * w)
-            found.append((moved // w, moved % w, n > 1 and p < w // 2))
-        return found
-
-    def at(t, place, b, h):
-        inside = all(p < n for p, n in zip(place, t.shape[1:3], strict=True))
-        return t[(b, *place, h)] if inside else torch.zeros_like(t[0, 0, 0, 0])
-
-    k_places = [range(n * w) for n, w in zip(counts, c.kv_window, strict=True)]
-    for b, h in itertools.product(range(len(q)), range(c.num_heads)):
-        for i in itertools.product(*map(range, q.shape[1:3])):
-            query, own, logits, values = q[(b, *i, h)], home(i, c.q_window), [], []
-            for j in itertools.product(*k_places):
-                other = home(j, c.kv_window)
-                if any(a[0] != z[0] or a[2] != z[2] for a, z in zip(own, other, strict=True)):
-                    continue
-                logit = query @ at(k, j, b, h) / c.head_dim**0.5
-                for axis in range(2) if c.relative_groups else ():
-                    a, z = c.q_window[axis], c.kv_window[axis]
-                    distance = own[axis][1] * max(z / a, 1) - other[axis][1] * max(a / z, 1) + (z - 1) * max(a / z, 1)
-                    logit = logit + query @ resized(module.tables()[axis], a, z)[int(distance)]
-                logits.append(logit)
-                values.append(at(v, j, b, h))
-            out[(b, *i, h)] = torch.stack(logits).softmax(0) @ torch.stack(values)
-    return module.proj((out + q if c.residual_pooling else out).flatten(-2))
-
-
 SHIFTED = {"window_pattern": "shifted", "global_kv_stride_factor": 1}
 
 
@@ -243,12 +195,7 @@ SHIFTED = {"window_pattern": "shifted", "global_kv_stride_factor": 1}
 def test_shifted_attention_is_its_formula(index, grid):
     module = build(index, **SHIFTED)
     assert module.config.shifted
-    x = torch.randn(1, *grid, module.config.dim, dtype=torch.float64, requires_grad=True)
-    expected = shifted_by_loops(module, x)
-    torch.testing.assert_close(module(x)[0], expected, rtol=1e-10, atol=1e-10)
-    weights = torch.randn_like(expected)
-    (ours,), (loops,) = (torch.autograd.grad(y, x, weights) for y in (module(x)[0], expected))
-    torch.testing.assert_close(ours, loops, rtol=1e-9, atol=1e-9)
+    agree(module, torch.randn(1, *grid, module.config.dim, dtype=torch.float64))
 
 
 def test_every_second_block_is_shifted_and_one_window_never():
@@ -267,6 +214,69 @@ def test_gradients_through_shifted_windows(index):
     module = build(index, **SHIFTED)
     x = torch.randn(1, 3, 5, module.config.dim, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: module(t)[0], (x,))
+
+
+# Position terms beside the default one, which have no other way than the written-out one inside windows.
+TERMS = {
+    "joint": {"relative_position": "joint"},
+    "k": {"relative_terms": "k"},
+    "v": {"relative_terms": "v"},
+    "qkv": {"relative_terms": "qkv"},
+    "qkv, joint": {"relative_terms": "qkv", "relative_position": "joint"},
+    "scaled": {"relative_scaled": True},
+    "qk, scaled": {"relative_terms": "qk", "relative_scaled": True},
+}
+
+
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize(("pattern", "index"), [("all", 1), ("all", 3), ("shifted", 1), ("shifted", 3)])
+def test_windows_with_every_term_are_their_formula(terms, pattern, index):
+    fields = TERMS[terms] | {"window_pattern": pattern, "global_kv_stride_factor": 1}
+    module = build(index, **fields)
+    assert module.config.shifted == (pattern == "shifted")
+    agree(module, torch.randn(1, *((5, 7) if index == 1 else (3, 4)), module.config.dim, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("terms", TERMS)
+@torch.no_grad()
+def test_windows_with_every_term_are_the_attention_of_each_window_alone(terms):
+    """Without filters between neighbours a window knows nothing of the others: it is a map of its own."""
+    fields = TERMS[terms] | {"kernel_qkv": (1, 1), "window_pattern": "all", "global_kv_stride_factor": 1}
+    module = build(1, **fields)
+    alone = build(1, **fields | {"window": None, "input_size": (16, 16), "depths": (1, 3)})
+    assert alone.config.grid == (4, 4) and not alone.config.window
+    alone.load_state_dict(module.state_dict())
+    x = torch.randn(2, 8, 12, module.config.dim, dtype=torch.float64)
+    found = module(x)[0]
+    side, out = module.config.window[0], module.config.q_window[0]
+    for i, j in itertools.product(range(8 // side), range(12 // side)):
+        expected = alone(x[:, i * side : (i + 1) * side, j * side : (j + 1) * side])[0]
+        cut = found[:, i * out : (i + 1) * out, j * out : (j + 1) * out]
+        torch.testing.assert_close(cut, expected, rtol=1e-10, atol=1e-10)
+
+
+# Three axes; a shifted window needs more than one key along each, or some of its queries would see none.
+CLIP = {
+    "input_size": (4, 16, 16), "patch_kernel": (1, 1, 1), "patch_stride": (1, 2, 2), "patch_padding": (0, 0, 0),
+    "stride_q": (1, 2, 2), "adaptive_kv_stride": (1, 2, 2), "kernel_qkv": (3, 3, 3), "depths": (2, 2), "embed_dim": 4,
+    "num_heads": 1, "num_classes": 0, "window": (2, 4, 4), "window_pattern": "all", "global_kv_stride_factor": 1,
+}  # fmt: skip
+CLIP_TERMS = {
+    "decomposed": {},
+    "joint space, on queries, keys and values": {"relative_position": "joint_space", "relative_terms": "qkv"},
+    "joint": {"relative_position": "joint"},
+    "time": {"relative_position": "time", "relative_terms": "kv"},
+    "none": {"relative_position": "none"},
+}
+
+
+@pytest.mark.parametrize("terms", CLIP_TERMS)
+@pytest.mark.parametrize(("pattern", "index"), [("all", 0), ("all", 2), ("shifted", 1), ("shifted", 3)])
+def test_windows_of_clips_are_their_formula(terms, pattern, index):
+    fields = CLIP_TERMS[terms] | {"window_pattern": pattern}
+    module = build(index, **CLIP | fields)
+    assert module.config.shifted == (pattern == "shifted")
+    agree(module, torch.randn(1, 3, *((2, 3) if index > 1 else (5, 6)), module.config.dim, dtype=torch.float64))
 
 
 # ViT: one scale, nothing pooled but keys and values where a stride says so, no position term.
@@ -292,12 +302,7 @@ def test_windows_of_a_plain_network_are_their_formula(windows, stride):
     torch.manual_seed(0)
     module = MultiscaleAttention(MViTConfig(**fields).blocks()[1]).double()
     assert not module.config.relative_groups and module.config.shifted == (windows == "shifted")
-    x = torch.randn(1, 6, 7, 8, dtype=torch.float64, requires_grad=True)
-    expected = (shifted_by_loops if windows == "shifted" else by_loops)(module, x)
-    torch.testing.assert_close(module(x)[0], expected, rtol=1e-10, atol=1e-10)
-    weights = torch.randn_like(expected)
-    (ours,), (loops,) = (torch.autograd.grad(y, x, weights) for y in (module(x)[0], expected))
-    torch.testing.assert_close(ours, loops, rtol=1e-9, atol=1e-9)
+    agree(module, torch.randn(1, 6, 7, 8, dtype=torch.float64))
     x = torch.randn(1, 3, 5, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: module(t)[0], (x,))
 
