@@ -177,8 +177,9 @@ def test_info_shows_operations(capsys):
     found = json.loads(capsys.readouterr().out)["operations"]
     assert found["input"] == [8, 112, 112]
     assert sum(part["total"] for part in found["parts"].values()) == found["total"]["total"]
-    assert main(["info", "mask_rcnn_mvitv2_tiny", "--ops"]) == 0
-    assert "278.664 G operations" in capsys.readouterr().out
+    for name, operations in (("mask_rcnn_mvitv2_tiny", 278.664), ("vit_base", 17.582), ("mask_rcnn_vit_base", 879.262)):
+        assert main(["info", name, "--ops"]) == 0
+        assert f"{operations:.3f} G operations" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

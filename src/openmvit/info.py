@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 
-from openmvit.architectures import ARCHITECTURES, DETECTORS, model_config
+from openmvit.architectures import (
+    ARCHITECTURES,
+    DETECTORS,
+    PLAIN,
+    classifier_config,
+    is_detector,
+    model_config,
+)
 from openmvit.config import BlockConfig, MViTConfig, Size
 from openmvit.counting import Count, count_classifier, count_detector
 from openmvit.errors import UserError
@@ -23,11 +30,15 @@ def describe(target: str | Path) -> dict[str, Any]:
     """A network as plain data: name, parameters, stem, blocks, head, config, and the card of a run or file.
 
     A name is described without its weights, `name.tag` with the card of its file; nothing is downloaded for either.
+    The plain networks of the paper's tables, such as `vit_base`, are described too, although they are no models here.
 
     Raises:
         UserError: if there is no such run, file or model.
     """
     name, _, tag = str(target).partition(".")
+    if target in PLAIN and not Path(target).exists():
+        about = describe_detector(PLAIN[name]) if is_detector(name) else describe_config(classifier_config(name))
+        return {"name": name, **about}
     released = {card.model for card in cards()}
     if (name in ARCHITECTURES or name in DETECTORS or name in released) and not Path(target).exists():
         return _describe_named(name, find_card(name, tag) if tag or name not in list_models() else None)
