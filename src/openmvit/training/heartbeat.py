@@ -61,7 +61,7 @@ class Heartbeat:
         self._report = report
         self._point, self._step, self._patience, self._status = 0, 0, HANG_AFTER, "alive"
         self._longest, self._last = 0.0, time.monotonic()
-        self._stop, self._suspect = threading.Event(), threading.Event()
+        self._stop, self._suspect, self._work = threading.Event(), threading.Event(), threading.Lock()
         self._beats = [Beat(seen=time.monotonic(), moved=time.monotonic()) for _ in range(self.world)]
         self._store = self._connect()
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
@@ -95,6 +95,12 @@ class Heartbeat:
         finally:
             self._last = time.monotonic()
             self.at(self._step)
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Inside the block the thread only waits, so that this process may be forked."""
+        with self._work:
+            yield
 
     def stop(self) -> None:
         """End the watch; every rank has reached the end of the run."""
@@ -161,19 +167,26 @@ class Heartbeat:
         count = 0
         while not self._stop.wait(INTERVAL):
             count += 1
-            self._take_signals()
-            try:
-                self._publish(count)
-                self._read()
-                if self._status == "alive" and self._store.check(["verdict"]):
-                    os._exit(3)
-            except (RuntimeError, dist.DistError) as error:
-                if self._stop.is_set() or self._beats[0].status == "done":
+            with self._work:
+                if not self._beat(count):
                     return
-                self._end(0, f"it died or cannot be reached ({str(error).splitlines()[0][:80]})")
-            verdict = self._verdict()
-            if verdict is not None:
-                self._end(*verdict)
+
+    def _beat(self, count: int) -> bool:
+        """Publish, read and judge once; whether there is anything left to watch."""
+        self._take_signals()
+        try:
+            self._publish(count)
+            self._read()
+            if self._status == "alive" and self._store.check(["verdict"]):
+                os._exit(3)
+        except (RuntimeError, dist.DistError) as error:
+            if self._stop.is_set() or self._beats[0].status == "done":
+                return False
+            self._end(0, f"it died or cannot be reached ({str(error).splitlines()[0][:80]})")
+        verdict = self._verdict()
+        if verdict is not None:
+            self._end(*verdict)
+        return True
 
     def _take_signals(self) -> None:
         if self._wakeup is None:

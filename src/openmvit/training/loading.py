@@ -8,13 +8,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from openmvit.data.sampler import ResumableSampler
 from openmvit.errors import UserError
 
 Batch = dict[str, Any]
 """Tensors `[B, ...]`, or lists of B where samples differ in size; `index` and `bad`, int64 `[B]`, always."""
+
+
+class _Keys(Sampler[Any]):
+    """The keys of a sampler, and none while it is shut."""
+
+    def __init__(self, order: ResumableSampler) -> None:
+        self._order, self.shut = order, False
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(()) if self.shut else iter(self._order)
 
 
 class EpochLoader:
@@ -49,10 +59,11 @@ class EpochLoader:
         self.order = sampler
         self.steps = len(sampler) // batch if drop_last else -(-len(sampler) // batch)
         """Batches of a whole epoch."""
+        self._keys = _Keys(sampler)
         self._loader: DataLoader[Batch] = DataLoader(
             dataset,
             batch_size=batch,
-            sampler=sampler,
+            sampler=self._keys,
             num_workers=workers,
             drop_last=drop_last,
             pin_memory=pin,
@@ -62,6 +73,17 @@ class EpochLoader:
             # Without a generator of its own, every new iterator would take a number from the global one.
             generator=torch.Generator().manual_seed(0),
         )
+
+    def start(self) -> None:
+        """Start the workers, which then wait for the first epoch.
+
+        They are forks of this process, and a fork that is made while one of its threads works can hang for ever: with
+        the engine's threads running, one in some thirty runs of two processes did. So they are made before.
+        """
+        if self._loader.num_workers:
+            self._keys.shut = True
+            iter(self._loader)
+            self._keys.shut = False
 
     def __iter__(self) -> Iterator[Batch]:
         iterator = iter(self._loader)

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,9 @@ def _train(recipe: Recipe, run: Path | None, device: torch.device) -> Path:
     folder, heartbeat, job = None, _start_heartbeat(), None
     try:
         folder, parts = _prepare(recipe, run, device, heartbeat)
+        with heartbeat.still() if heartbeat is not None else nullcontext():
+            parts.train.start()
+            parts.val.start()
         job = Job(parts)
         _describe(job)
         _fit(job)
