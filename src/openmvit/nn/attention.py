@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from math import prod
 
 import torch
@@ -79,19 +79,12 @@ class MultiscaleAttention(nn.Module):
         if self.config.separate_qkv:
             return [partial(apply_linear, getattr(self, name)) for name in "qkv"]
         if not is_untouched(self.qkv, nn.Linear):
-            return [lambda t, i=i: _third(self.qkv(t), i) for i in range(3)]
+            whole = cache(self.qkv)  # called once for all three
+            return [lambda t, i=i: whole(t).unflatten(-1, (3, -1))[..., i, :].contiguous() for i in range(3)]
         # Cut once, so that in the backward pass one copy puts the three gradients together.
         weights = self.qkv.weight.unflatten(0, (3, -1)).unbind()
         biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.unflatten(0, (3, -1)).unbind()
         return [partial(linear, weight=w, bias=b) for w, b in zip(weights, biases, strict=True)]
-
-    def _project(self, x: Tensor, cls: Tensor | None) -> Iterator[Tokens]:
-        """Grid and class row of q, of k, of v, one after the other; a touched layer is called once for all three."""
-        if self.config.separate_qkv or is_untouched(self.qkv, nn.Linear):
-            yield from (each(project, x, cls) for project in self._projections())
-            return
-        whole = each(self.qkv, x, cls)
-        yield from (each(lambda t, i=i: _third(t, i), *whole) for i in range(3))
 
     def _pool(self, name: str, x: Tensor, cls: Tensor | None) -> Tokens:
         """Pool the grid, then norm grid and class row per fold; `[B, *grid, C] -> [B, *pooled, C]`."""
@@ -104,12 +97,12 @@ class MultiscaleAttention(nn.Module):
 
     def _heads(self, x: Tensor, cls: Tensor | None) -> Iterator[Tokens]:
         """Of q, k and v the grid `[B, *pooled, h, c]` and the class row `[B, 1, h, c]`."""
-        if self.config.pool_first:
-            projections = zip("qkv", self._projections(), strict=True)
-            parts = (each(project, *self._pool(name, x, cls)) for name, project in projections)
-        else:
-            parts = (self._pool(name, *part) for name, part in zip("qkv", self._project(x, cls), strict=True))
-        return (each(lambda t: t.unflatten(-1, (self.num_heads, -1)), *part) for part in parts)
+        for name, project in zip("qkv", self._projections(), strict=True):
+            if self.config.pool_first:
+                part = each(project, *self._pool(name, x, cls))
+            else:
+                part = self._pool(name, *each(project, x, cls))
+            yield each(lambda t: t.unflatten(-1, (self.num_heads, -1)), *part)
 
     def forward(self, x: Tensor, cls: Tensor | None = None) -> Tokens:
         """`[B, *grid, dim]` -> `[B, *q_grid, dim_attn]`, and the class token beside it."""
@@ -183,11 +176,6 @@ class MultiscaleAttention(nn.Module):
             scale = self.config.head_dim**-0.5
             queries, keys = [t * scale for t in queries], [t * scale for t in keys]
         return queries, keys
-
-
-def _third(x: Tensor, i: int) -> Tensor:
-    """Part 0, 1 or 2 of the channels, contiguous."""
-    return x.unflatten(-1, (3, -1))[..., i, :].contiguous()
 
 
 def _rows(cls: Tensor | None, x: Tensor) -> Tensor:

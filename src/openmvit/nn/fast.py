@@ -174,8 +174,9 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # Where a gradient of the gradient is to come, every step must have one.
         way = _gradients_of_public if torch.is_grad_enabled() else _gradients
+        x, weight = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
-            of_x, of_weight = way(*ctx.saved_tensors, ctx.gelu, grad, ctx.needs_input_grad)
+            of_x, of_weight = way(x, weight, ctx.gelu, grad, ctx.needs_input_grad)
             of_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
         return of_x, of_weight, of_bias, None
 
