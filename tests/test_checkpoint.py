@@ -7,8 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import openmvit
 from openmvit import MViT, MViTConfig, UserError
 from openmvit.checkpoint import load_weights, read, read_model, save
+from openmvit.export import export
+from openmvit.weights import read_weights
 
 FIELDS = {"input_size": (32, 32), "depths": (1, 1), "embed_dim": 16, "num_classes": 5, "cls_token": True}
 
@@ -98,6 +101,50 @@ def test_a_newer_format_is_named(tmp_path):
     save_file(build().state_dict(), tmp_path / "w.safetensors", metadata=header)
     with pytest.raises(UserError, match="newer version"):
         read(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"format": "x"}, r"header of .* format is 'x'\. Accepted: a whole number\. Train it again"),
+        ({"format": None}, "format is 'None'"),
+        ({"format": True}, "format is 'True'"),
+        ({"classes": 5}, r"classes is '5'\. Accepted: a list of texts"),
+        ({"classes": "abcde"}, "classes is 'abcde'"),
+        ({"classes": list("abcd")}, "header of .* names 4 classes of a network with 5"),
+        ({"task": 1}, "task is '1'"),
+        ({"model": ["x"]}, "model is"),
+        ({"category_ids": ["x"]}, "category_ids is"),
+        ({"recipe": 3}, "recipe is '3'"),
+        ({"preprocessing": None}, r"preprocessing is 'None'\. Accepted: a record"),
+        ({"preprocessing": {"imgsz": "x"}}, "imgsz is 'x'"),
+        ({"preprocessing": {"mean": [1, 2]}}, "mean is"),
+    ],
+)
+def test_a_header_that_cannot_be_is_one_sentence_for_whoever_reads_it(tmp_path, changes, reason):
+    model, path = build(), tmp_path / "w.safetensors"
+    text = json.dumps({"format": 1} | card(model) | changes)
+    save_file(model.state_dict(), path, metadata={"openmvit": text})
+    for reader in (openmvit.load, read_weights, lambda target: export(target, "torch")):
+        with pytest.raises(UserError, match=reason):
+            reader(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "null", "{"])
+def test_a_header_that_is_no_card_is_named(tmp_path, text):
+    save_file(build().state_dict(), tmp_path / "w.safetensors", metadata={"openmvit": text})
+    with pytest.raises(UserError, match=r"no card|Cannot read"):
+        read(tmp_path / "w.safetensors")
+
+
+def test_what_nobody_filled_in_may_be_null(tmp_path):
+    model = build()
+    empty = dict.fromkeys(("task", "model", "licence", "classes", "category_ids", "recipe", "data"))
+    save(tmp_path / "w.safetensors", model.state_dict(), card(model) | empty)
+    assert read_model(tmp_path / "w.safetensors")[1]["classes"] is None
+    with pytest.raises(UserError, match="preprocessing lacks 'imgsz'"):
+        openmvit.load(tmp_path / "w.safetensors")
 
 
 def test_other_safetensors_have_no_card(tmp_path):

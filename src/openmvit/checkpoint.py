@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openmvit.config import MViTConfig, Size
+from openmvit.convert import cards
+from openmvit.convert.cards import FORMAT
 from openmvit.convert.claims import HEADER_BYTES, check_architecture, check_card_text, check_header, check_length
 from openmvit.errors import UserError
 from openmvit.model import MViT
@@ -25,7 +27,6 @@ from openmvit.nn.position import resize_grid, resize_table
 _M = TypeVar("_M", bound=nn.Module)
 
 HEADER = "openmvit"
-FORMAT = 1
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Where other projects keep the state dict inside their files.
 _WRAPPER_KEYS = ("model_state", "state_dict", "model")
@@ -176,11 +177,9 @@ def _read_safetensors(path: Path) -> Content:
         raise
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         words = str(error)[:200]
-        raise UserError(f"Cannot read {path} ({words})", "The file is damaged; fetch or train it again") from error
-    if card is not None and not isinstance(card, dict):
-        raise UserError(f"The header of {path} is no card", "The file is damaged; fetch or train it again")
-    if card is not None and card.get("format", 0) > FORMAT:
-        raise UserError(f"{path} was written by a newer version (format {card['format']})", "Update openmvit")
+        raise UserError(f"Cannot read {path} ({words})", cards.HEADER.damaged) from error
+    if text is not None:
+        cards.check_card(path, card, cards.HEADER)
     return Content(state, card)
 
 
@@ -242,7 +241,7 @@ def read_into(target: str | Path, build: Callable[[dict[str, Any]], _M]) -> tupl
     """The network that `build` makes of a file's card, with the file's tensors, in eval mode, and the card.
 
     Raises:
-        UserError: if the file is not ours, or its tensors are not those of the network.
+        UserError: if the file is not ours, or its tensors or classes are not those of the network.
     """
     state, card = read(target)
     if card is None:
@@ -259,6 +258,10 @@ def read_into(target: str | Path, build: Callable[[dict[str, Any]], _M]) -> tupl
         raise UserError(
             f"{target} does not fit the architecture in its own header: {sorted(wrong)[:3]}", "Train it again"
         )
+    config: Any = model.config
+    cards.check_classes(target, card, config.num_classes, cards.HEADER)
+    # Whoever prepares inputs names what is missing there.
+    card.setdefault("preprocessing", {})
     model.load_state_dict(state, assign=True)
     model.load_report = LoadReport(loaded=list(state), source=str(target))  # type: ignore[assignment]
     return model.eval().requires_grad_(True), card

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from openmvit.checkpoint import FORMAT, HEADER
+from openmvit.checkpoint import HEADER
+from openmvit.convert.cards import FORMAT
 from openmvit.errors import UserError
 from openmvit.export.plan import Inputs, Outputs, Plan, as_outputs
 from openmvit.exported import INSTALL, open_session

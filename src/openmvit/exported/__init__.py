@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from openmvit.checkpoint import HEADER, architecture_of
 from openmvit.config import MViTConfig
+from openmvit.convert.cards import METADATA, check_classes
 from openmvit.convert.claims import check_card_text, check_length
 from openmvit.errors import UserError
-from openmvit.exported.card import check_card, check_classes, check_classifier
+from openmvit.exported.card import check_classifier, check_exported_card
 
 INSTALL = "Install it: pip install 'openmvit[export]'"
 SUFFIX = ".onnx"
@@ -105,7 +106,7 @@ class ExportedClassifier(ExportedNetwork):
         super().__init__(path, session, card)
         self.config = MViTConfig.from_dict(architecture_of(card, path))
         check_classifier(path, session, self.config)
-        check_classes(path, card, self.config.num_classes)
+        check_classes(path, card, self.config.num_classes, METADATA)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x)[0]
@@ -125,5 +126,5 @@ def open_exported(path: Path) -> tuple[Any, dict[str, Any]]:
     try:
         card = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"The metadata of {path} is no card", "The file is damaged; export it again") from error
-    return session, check_card(path, card)
+        raise UserError(f"The metadata of {path} is no card", METADATA.damaged) from error
+    return session, check_exported_card(path, card)

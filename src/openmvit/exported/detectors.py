@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openmvit.checkpoint import architecture_of
+from openmvit.convert.cards import METADATA, check_classes
 from openmvit.detection.batching import ImageSize, check_images
 from openmvit.detection.config import DetectorConfig
 from openmvit.detection.detections import Detections
 from openmvit.errors import UserError
 from openmvit.exported import ExportedNetwork
-from openmvit.exported.card import WRITE, check_classes, check_graph
+from openmvit.exported.card import check_graph
 
 
 class ExportedDetector(ExportedNetwork):
@@ -30,13 +31,13 @@ class ExportedDetector(ExportedNetwork):
         super().__init__(path, session, card)
         self.config = DetectorConfig.from_dict(architecture_of(card, path))
         check_graph(path, session, (4, 1, 1), (2, 1, 1, 3))
-        check_classes(path, card, self.config.num_classes)
+        check_classes(path, card, self.config.num_classes, METADATA)
         self._step = card.get("export", {}).get("multiple", 0)
         if not self._step:
-            raise UserError(f"The metadata of {path} do not say of what the sides are multiples", WRITE)
+            raise UserError(f"The metadata of {path} do not say of what the sides are multiples", METADATA.fix)
         square = self.config.square_pad
         if square and any(side != -(-square // self._step) * self._step for side in session.get_inputs()[0].shape[2:]):
-            raise UserError(f"The graph of {path} takes no squares of {square}, which its metadata name", WRITE)
+            raise UserError(f"The graph of {path} takes no squares of {square}, which its metadata name", METADATA.fix)
 
     def forward(
         self,
@@ -68,5 +69,7 @@ class ExportedDetector(ExportedNetwork):
         padded = F.pad(image.float(), (0, width - size[1], 0, height - size[0]))[None]
         boxes, scores, labels, probs = self.run(padded, torch.tensor(size), torch.tensor([threshold]))
         if any(not 0 <= label < self.config.num_classes for label in labels.tolist()):
-            raise UserError(f"{self.path} finds more classes than the {self.config.num_classes} of its metadata", WRITE)
+            raise UserError(
+                f"{self.path} finds more classes than the {self.config.num_classes} of its metadata", METADATA.fix
+            )
         return Detections(boxes, scores, labels, size, probs)

@@ -13,6 +13,7 @@ from openmvit.architectures import ARCHITECTURES, model_config
 from openmvit.checkpoint import architecture_of, read_content
 from openmvit.config import MViTConfig
 from openmvit.convert import config_from, recognise
+from openmvit.convert.cards import HEADER, check_classes
 from openmvit.convert.claims import check_architecture, settings_of_text
 from openmvit.errors import UserError
 
@@ -46,6 +47,7 @@ def read_weights(path: str | Path, name: str | None = None, config: MViTConfig |
     content = read_content(path)
     if content.card is not None:
         made_for = MViTConfig.from_dict(architecture_of(content.card, path))
+        check_classes(path, content.card, made_for.num_classes, HEADER)
         return Weights(content.state, made_for, content.card.get("model"), content.card)
     asked = None if name is None else (name, config or model_config(name))
     settings = _settings(content.settings, path)

@@ -12,6 +12,7 @@ from torch import Tensor
 from openmvit.architectures import DETECTORS
 from openmvit.checkpoint import architecture_of, find, load_weights, read, read_into
 from openmvit.config import MViTConfig
+from openmvit.convert.cards import HEADER, check_classes
 from openmvit.detection import released
 from openmvit.detection.config import DetectorConfig
 from openmvit.detection.detector import Detector
@@ -98,6 +99,7 @@ def _read(path: Path) -> _Start:
     state, card = read(path)
     if card is not None and card.get("task") == "detection":
         config = DetectorConfig.from_dict(architecture_of(card, path))
+        check_classes(path, card, config.num_classes, HEADER)
         return _Start(state, config.backbone, config)
     if released.is_released(state):
         config = released.find_detector(state, path)[1]
