@@ -64,6 +64,8 @@ def _index(q_size: int, k_size: int, device: torch.device) -> Tensor:
     if is_symbolic(q_size, k_size):
         return symbolic_index(q_size, k_size, device)
     if torch.compiler.is_compiling():  # sizes may be symbols there, and a cache would pin tensors to a graph
+        if k_size % q_size == 0 or q_size % k_size == 0:
+            return symbolic_index(q_size, k_size, device)  # made on the device: a copy has no place in a CUDA graph
         return relative_index(q_size, k_size).to(device)
     return _cached_index(q_size, k_size, device)
 
