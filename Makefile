@@ -31,10 +31,11 @@ demo-video: $(VENV)/.stamp-package
 demo-detection: $(VENV)/.stamp-package
 	$(BIN)/openmvit demo detection
 
+# Two processes with a thread each, file by file.
 test: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST_FLAGS)
 
-# Tests that build and install; .ci/run runs them too.
+# Tests that build, install, compile or start several processes; .ci/run runs them too.
 test-slow: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -q -m slow $(PYTEST_FLAGS)
 
