@@ -89,6 +89,14 @@ def test_missing_files_and_empty_folders(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a.onnx", "a.pt2"])
+def test_an_exported_graph_holds_no_weights(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x08\x0a" * 40)
+    for reader in (read, lambda path: openmvit.create_model("mvitv2_micro", pretrained=path)):
+        with pytest.raises(UserError, match=r"is an exported graph and holds no network\. Name the run or the weights"):
+            reader(tmp_path / name)
+
+
 def test_a_header_that_lies_about_the_architecture(tmp_path):
     model = build()
     save(tmp_path / "w.safetensors", model.state_dict(), card(build(embed_dim=32)))

@@ -28,6 +28,8 @@ _M = TypeVar("_M", bound=nn.Module)
 
 HEADER = "openmvit"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+GRAPHS = (".onnx", ".pt2")
+"""Endings of exported files."""
 # Where other projects keep the state dict inside their files.
 _WRAPPER_KEYS = ("model_state", "state_dict", "model")
 
@@ -143,6 +145,7 @@ def read_content(target: str | Path) -> Content:
     Raises:
         UserError: see `read`.
     """
+    check_no_graph(target)
     path = find(target)
     with path.open("rb") as file:
         head = file.read(9)
@@ -161,6 +164,16 @@ def read_content(target: str | Path) -> Content:
         raise UserError(f"The tensors of {path} have no names", "Give a file that holds the weights of a network")
     settings = content.get("cfg")
     return Content(dict(state), settings=settings if isinstance(settings, str) else None)
+
+
+def check_no_graph(target: str | Path) -> None:
+    """Refuse an exported file where weights are wanted, by its ending.
+
+    Raises:
+        UserError: if it is one.
+    """
+    if Path(target).suffix in GRAPHS:
+        raise UserError(f"{target} is an exported graph and holds no network", "Name the run or the weights instead")
 
 
 def _read_safetensors(path: Path) -> Content:

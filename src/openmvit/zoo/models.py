@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from openmvit.architectures import ARCHITECTURES, DETECTORS, model_config
-from openmvit.checkpoint import find, load_weights, read, read_model, save
+from openmvit.checkpoint import check_no_graph, find, load_weights, read, read_model, save
 from openmvit.config import MViTConfig
 from openmvit.convert.inflation import Inflation, inflate
 from openmvit.errors import UserError, did_you_mean
@@ -157,8 +157,7 @@ def load_model(target: str | Path, classes: str | Path | None = None) -> tuple[M
         UserError: if there is no such run, file or model.
     """
     text = str(target)
-    if Path(text).suffix in (SUFFIX, ".pt2"):
-        raise UserError(f"{text} is an exported graph and holds no network", "Name the run or the weights instead")
+    check_no_graph(text)
     base, _, tag = text.partition(".")
     named = base in (*ARCHITECTURES, *DETECTORS) and not Path(target).exists()
     if not named and not Path(target).exists() and not any(sign in text for sign in "/.:"):
