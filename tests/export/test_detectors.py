@@ -204,7 +204,7 @@ def test_a_detector_that_finds_nothing_is_refused(tmp_path):
 def test_a_program_of_torch_finds_the_same(tmp_path):
     file = tiny_file(tmp_path / "t.safetensors", **TINY, neck="last", channels=16, anchor_sizes=(16.0, 48.0))
     done = export(file, "torch")
-    assert done.path == tmp_path / "t.pt2" and done.sizes == 3 and done.worst < 1e-4
+    assert done.path == tmp_path / "t.pt2" and done.sizes == 4 and done.worst < 1e-4
     model, _ = load_model(file)
     image = torch.rand(1, 3, 96, 64) * 255
     boxes, scores, labels, masks = torch.export.load(done.path).module()(
@@ -222,6 +222,6 @@ def test_a_program_of_torch_finds_the_same(tmp_path):
 def test_other_detectors_agree(tmp_path, changes):
     file = tiny_file(tmp_path / "t.safetensors", **changes)
     done = export(file)
-    assert done.sizes == 3 and done.worst < 1e-4
+    assert done.sizes == 4 and done.worst < 1e-4
     sizes = [(90, 120), (64, 64), (120, 33)]
     assert agree(file, done.path, sizes) > 0

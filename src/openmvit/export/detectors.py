@@ -13,12 +13,10 @@ from openmvit.detection.augmentation import test_views
 from openmvit.detection.config import DetectorConfig
 from openmvit.detection.detector import Detector
 from openmvit.errors import UserError
-from openmvit.export.classifiers import common_stride
+from openmvit.export.classifiers import LARGEST, common_stride
 from openmvit.export.operators import translations
 from openmvit.export.plan import Inputs, Outputs, Plan
 
-_LARGEST = 2048
-"""Pixels of a side up to which it is open."""
 _PIXELS = 200.0
 """A box that is off by so many pixels differs by 1: 1e-4 is 0.02 pixels."""
 
@@ -73,8 +71,8 @@ def plan_detector(detector: Detector, card: dict[str, Any]) -> Plan:
     step, side = padded_to(config), config.square_pad
     # The first one is traced: as one window is not pooled like many, it has several along both sides.
     several = (_widest_window(config) // step + 1) * step
-    sizes = [(several, several + step), (2 * step, 3 * step), (several + 2 * step, 2 * step)]
-    sizes = [(side, side)] * 3 if side else sizes
+    sizes = [(several, several + step), (2 * step, 3 * step), (several + 2 * step, 2 * step), (3 * step, several)]
+    sizes = [(side, side)] * 4 if side else sizes
     dynamic, named, words = _sides(step, side)
     found = [{0: "objects"} for _ in range(4)]
     probes = _probes(graph, sizes)
@@ -97,7 +95,7 @@ def _sides(step: int, side: int) -> tuple[dict[int, Any], dict[int, str], str]:
     """Axes of the picture that stay open, their names, and words for both."""
     if side:
         return {}, {}, f"one picture, padded to {side} x {side}"
-    most = _LARGEST // step
+    most = LARGEST // step
     dynamic = {2: step * Dim("h", min=1, max=most), 3: step * Dim("w", min=1, max=most)}
     return dynamic, {2: "height", 3: "width"}, f"one picture, height and width multiples of {step}"
 
