@@ -1,11 +1,15 @@
 """Exported classifiers of images and clips: real runs, real files, and ONNX Runtime against the network."""
 
 import dataclasses
+import errno
 import json
+import os
 import re
 import resource
+import subprocess
 import sys
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -18,7 +22,7 @@ from colours import CLASSES, train_run, write_data
 from openmvit import checkpoint
 from openmvit.cli import main
 from openmvit.errors import UserError
-from openmvit.export import export, formats
+from openmvit.export import export, formats, run
 from openmvit.export.agreement import check_agreement
 from openmvit.export.plan import Plan, worst_difference
 from openmvit.export.run import file_for, write
@@ -105,17 +109,31 @@ def test_a_size_of_no_multiple_is_exported_alone_with_constant_tables(place, tmp
         validate(out, workers=0, device="cpu", imgsz=32)
 
 
+ALONE = """
+import json, sys
+sys.modules["openmvit"] = None  # any import of it fails
+import torch
+extra = {"openmvit": ""}
+program = torch.export.load(sys.argv[1], extra_files=extra)
+with torch.no_grad():
+    torch.save(program.module()(torch.load(sys.argv[2])), sys.argv[3])
+print(json.loads(extra["openmvit"])["classes"])
+"""
+
+
 def test_a_program_of_torch_loads_without_this_package(place, tmp_path):
     out = tmp_path / "run.pt2"
     done = export(place / "run", "torch", out)
     assert done.sizes == 4 and done.worst < 1e-5
-    extra = {"openmvit": ""}
-    program = torch.export.load(out, extra_files=extra)
-    assert json.loads(extra["openmvit"])["classes"] == list(CLASSES)
     x = torch.randn(3, 3, 40, 64)
+    torch.save(x, tmp_path / "in.pt")
+    words = [sys.executable, "-c", ALONE, out, tmp_path / "in.pt", tmp_path / "out.pt"]
+    said = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.strip() == str(list(CLASSES))
     with torch.no_grad():
         expected = load_model(place / "run")[0](x)
-        assert worst_difference([expected], [program.module()(x)]) < 1e-5
+    assert worst_difference([expected], [torch.load(tmp_path / "out.pt")]) < 1e-5
     with pytest.raises(UserError, match="exported graph"):
         openmvit.load(out)
 
@@ -127,6 +145,7 @@ def test_int8_prints_its_score_beside_that_of_the_run(place, capsys):
     said = capsys.readouterr().out.splitlines()
     top1 = validate(place / "run", data, workers=0, device="cpu")["top1"]
     small = validate(out, data, workers=0, device="cpu")["top1"]
+    assert re.search(r"^export sizes=4 worst=\de-\d\d int8=\de-\d\d$", said[-2])
     assert said[-1] == f"int8 top1 fp32={top1:.4f} int8={small:.4f} samples=6" and small > 0.5
     stored = {t.data_type for t in onnx.load(out).graph.initializer if len(t.dims) == 2}
     assert onnx.TensorProto.INT8 in stored and card_of(out)["export"]["precision"] == "int8"
@@ -141,6 +160,11 @@ def test_clips_are_exported_too(tmp_path):
     (ours,), (theirs,) = (openmvit.load(target).predict(video) for target in (weights, done.path))
     assert ours.labels == theirs.labels and ours.labels[0] == "bee"
     assert ours.probabilities == pytest.approx(theirs.probabilities, abs=1e-5)
+    for name, colour in (("ant", 0), ("bee", 1), ("cat", 2)):
+        for split in ("train", "val"):
+            write_clip(tmp_path / "data" / split / name / "a.mp4", [(colour, 40)])
+    scores = [validate(target, tmp_path / "data", workers=0, device="cpu") for target in (weights, done.path)]
+    assert scores[0] == scores[1] and scores[0]["samples"] == 3 and scores[0]["top1"] > 0.5
 
 
 class Counting(nn.Module):
@@ -193,6 +217,25 @@ def test_a_file_that_cannot_be_is_found_before_the_trace(tmp_path, form, suffix)
         write(never, form, file_for("mvitv2_tiny", suffix, tmp_path / ("a" * 300 + suffix)))
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser writes everywhere")
+def test_a_folder_that_is_read_only_is_one_sentence(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o555)
+    with pytest.raises(UserError, match=r"Cannot write .*Permission denied\)\. Choose another file with --out"):
+        write(one_layer(), "onnx", tmp_path / "closed" / "a.onnx")
+
+
+def test_a_folder_that_takes_no_file_is_one_sentence(tmp_path, monkeypatch):
+    """The same for a superuser, to whom nothing is closed."""
+
+    def closed(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(run, "TemporaryDirectory", closed)
+    with pytest.raises(UserError, match=r"Cannot write .*\(Read-only file system\)\. Choose another file with --out"):
+        write(one_layer(), "onnx", tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("form", "suffix"), [("onnx", ".onnx"), ("torch", ".pt2")])
 def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path, form, suffix):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -213,6 +256,20 @@ def test_other_files_of_the_folder_stay(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a.onnx", *(path.name for path in own)}
     assert all(path.read_text() == "mine" for path in own) and done.worst < 1e-5
     assert card_of(done.path)["export"] == {"precision": "int8"}
+    assert done.int8 is not None and 1e-5 < done.int8 < 0.1
+
+
+def test_8_bits_that_give_no_numbers_leave_no_file(tmp_path, monkeypatch):
+    def broken(source, path, card):
+        model = onnx.load(source)
+        for tensor in model.graph.initializer:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(tensor.dims, np.nan, np.float32), tensor.name))
+        onnx.save(model, str(path))
+
+    monkeypatch.setattr(run, "quantise", broken)
+    with pytest.raises(UserError, match=r"differs by inf .*Leave out --int8; no file is left"):
+        write(one_layer(), "onnx", tmp_path / "a.onnx", int8=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_differences_are_relative_and_a_nan_is_no_agreement():

@@ -30,15 +30,18 @@ class Exported:
         note: which sizes it takes.
         sizes: inputs at which it was compared with the network.
         worst: largest difference there, relative to the largest output.
+        int8: the same of the file with 8 bits; None without.
     """
 
     path: Path
     note: str
     sizes: int
     worst: float
+    int8: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.note}\nexport sizes={self.sizes} worst={self.worst:.0e}"
+        small = "" if self.int8 is None else f" int8={self.int8:.0e}"
+        return f"{self.path}: {self.note}\nexport sizes={self.sizes} worst={self.worst:.0e}{small}"
 
 
 def export(
@@ -59,7 +62,8 @@ def export(
         out: file to write; default: beside the weights, or NAME.onnx for a model's name.
         imgsz: side of the input in pixels; default: that of the preprocessing.
         fixed: no other size than this, tables of positions written as constants.
-        int8: matrix products in 8 bits, in a file NAME.int8.onnx; the comparison is that of the graph before.
+        int8: matrix products in 8 bits, in a file NAME.int8.onnx; compared too, where any difference that is a
+            number is accepted.
     Raises:
         UserError: if the target cannot be loaded or traced, the file exists, or it does not agree with the network
             to 1e-4 of the largest output. No file is left then.
@@ -101,7 +105,7 @@ def prepare(
             if given:
                 raise UserError(f"{name} is given and {target} is a detector", "Accepted for classifiers")
         return plan_detector(network, card), path
-    return plan_classifier(network, card, imgsz, fixed), path
+    return plan_classifier(network, card, imgsz, fixed, format), path
 
 
 def file_for(target: str | Path, ending: str, out: str | Path | None) -> Path:
@@ -132,13 +136,13 @@ def write(plan: Plan, form: str, path: Path, int8: bool = False) -> Exported:
     """
     with _unfinished(path) as part:
         (write_program if form == "torch" else write_onnx)(plan, trace(plan), part)
-        worst = check_agreement(plan, open_file(part, form))
+        worst, lost = check_agreement(plan, open_file(part, form)), None
         if int8:
             small = part.with_suffix(".int8")  # of the same length, as a name may be as long as can be
             quantise(part, small, plan.card | {"export": plan.card["export"] | {"precision": "int8"}})
-            part = small
+            lost, part = check_agreement(plan, open_file(small, form), int8=True), small
         part.replace(path)
-    return Exported(path, plan.note, len(plan.probes), worst)
+    return Exported(path, plan.note, len(plan.probes), worst, lost)
 
 
 @contextmanager
