@@ -1,19 +1,24 @@
 """Both sides compute the same, and in mode `best` each takes the fastest way that works."""
 
+import math
 import os
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
 
-from openmvit.benchmark import make_case
+from openmvit.benchmark import make_case, steps
 from openmvit.benchmark.peers import SAME, find_peer
 from openmvit.benchmark.steps import build, make_batch, make_step, onednn_switch, output_difference
 from openmvit.convert import to_native
 from openmvit.errors import UserError
 from openmvit.zoo import create_model
+
+measure = import_module("openmvit.benchmark.measure")  # the package has a function of that name
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +123,50 @@ def test_what_does_not_compile_is_left_out_by_name(compiler, tmp_path):
         assert "compiled: " in left_out and "compiled, bf16 weights: " in left_out
     else:
         assert left_out == "[]"
+
+
+def toy():
+    """A network that takes the inputs of mvitv2_tiny and has its classes."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 16, 16), torch.nn.GELU(), torch.nn.Flatten(), torch.nn.Linear(1568, 1000)
+    )
+
+
+def test_training_variants_start_from_the_same_weights_and_the_wrong_one_is_left_out(monkeypatch):
+    case = make_case("mvitv2_tiny", batch=2, mode="best", step="train", device="cpu")
+
+    def three(case, model, images, labels):
+        plain = make_step(case, model, images, labels)
+
+        def spoils():
+            loss = plain()
+            with torch.no_grad():
+                model[3].weight.mul_(3.0)
+            return loss
+
+        yield "eager", model, lambda: spoils
+        yield "same", model, lambda: plain
+        yield "wrong", model, lambda: lambda: plain() * 1.1
+
+    monkeypatch.setattr(steps, "variants", three)
+    _, name, left_out = steps.best_step(case, toy().train(), *make_batch(case))
+    assert name in ("eager", "same") and left_out == ["wrong: output differs by 1.0e-01"]
+
+
+@pytest.mark.parametrize("variant", ["eager", "eager, bf16 weights", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_the_memory_of_the_chosen_variant_is_measured(variant, monkeypatch):
+    case = make_case("mvitv2_tiny", batch=8, precision="bf16", mode="best", device="cpu")
+    monkeypatch.setattr(measure, "build_ours", lambda case: toy().eval())
+    assert 0 <= measure._peak_memory(case, 0, variant) < 2**28
+
+
+def test_a_process_that_is_killed_costs_its_memory_alone(monkeypatch):
+    def killed(*_):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(measure, "in_own_process", killed)
+    assert math.isnan(measure.peak_memory(make_case("mvitv2_tiny", device="cpu"), 0))
 
 
 def test_bf16_weights_need_no_autocast(tiny):

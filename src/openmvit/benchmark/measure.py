@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import nan
@@ -24,6 +25,7 @@ from openmvit.benchmark.steps import (
     make_step,
     onednn_switch,
     output_difference,
+    step_of,
 )
 from openmvit.measuring import Step, in_own_process, knows_memory, outer_deciles, peak_above_idle, seconds_of
 
@@ -35,7 +37,7 @@ class Side:
     Args:
         seconds: median time of one step.
         operations: of one step, at 2 per multiply-add.
-        memory: bytes of two steps above the process with network and batch in memory; nan in mode `best`.
+        memory: bytes of two steps above the process with network and batch in memory; nan where it is not known.
         variant: which of `steps.variants` it ran.
         left_out: variants that could not be used, and why.
         gain: time by that with `steps.onednn_switch`, per pair, sorted; empty where it was not asked for.
@@ -73,23 +75,28 @@ class Result:
         return outer_deciles(self.ratios)
 
 
-def _peak_memory(case: Case, side: int) -> float:
+def _peak_memory(case: Case, side: int, variant: str) -> float:
     # One side is built alone: what the other one leaves in the heap would hide a part of the peak.
     model = build_peer(case) if side else build_ours(case)
-    return peak_above_idle(case.on, make_step(case, model, *make_batch(case)))
+    return peak_above_idle(case.on, step_of(case, variant, model))
 
 
-def peak_memory(case: Case, side: int) -> float:
+def peak_memory(case: Case, side: int, variant: str = "eager") -> float:
     """Bytes that two steps take above the idle process with network and batch in memory; nan where unknown.
 
-    Measured in a process of its own, so that neither side finds memory that the other one left behind.
+    Measured in a process of its own, so that neither side finds memory that the other one left behind. Compiling is
+    done before and does not count; what it leaves in memory is idle.
 
     Args:
         side: 0 ours, 1 the peer.
+        variant: one of `steps.variants`.
     """
-    if case.mode == "best" or not knows_memory(case.on):
+    if not knows_memory(case.on):
         return nan
-    return in_own_process(_peak_memory, case, side)
+    try:
+        return in_own_process(_peak_memory, case, side, variant)
+    except BrokenProcessPool:  # killed, as where memory ends: the times that there are already stay
+        return nan
 
 
 def peer_operations(case: Case, peer: nn.Module) -> float:
@@ -140,7 +147,7 @@ def measure(case: Case) -> Result:
         Side(
             median(times[i]),
             operations[i],
-            peak_memory(case, i),
+            peak_memory(case, i, notes[i][0]),
             *notes[i],
             gain=_ratios(times[i + 2], times[i]) if case.switch else (),
         )

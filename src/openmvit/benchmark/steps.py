@@ -16,7 +16,7 @@ from openmvit.architectures import model_config
 from openmvit.benchmark.case import Case
 from openmvit.convert import to_native
 from openmvit.errors import UserError
-from openmvit.measuring import Step, seconds_of
+from openmvit.measuring import Step, give_memory_back, seconds_of
 from openmvit.zoo import create_model
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
@@ -108,8 +108,8 @@ def output_difference(case: Case, ours: nn.Module, peer: nn.Module, images: Tens
     return difference
 
 
-Variant = tuple[str, Callable[[], Step]]
-"""Name of a way to run a network, and what prepares it."""
+Variant = tuple[str, nn.Module, Callable[[], Step]]
+"""Name of a way to run a network, the network that holds its weights, and what prepares it."""
 
 
 def variants(case: Case, model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Variant]:
@@ -118,7 +118,7 @@ def variants(case: Case, model: nn.Module, images: Tensor, labels: Tensor) -> It
     The others are `torch.compile`, for inference with frozen weights, on CUDA also with CUDA graphs and with tuned
     products. Inference in bf16 may hold its weights in bf16 instead of casting them at every call.
     """
-    yield "eager", lambda: make_step(case, model, images, labels)
+    yield "eager", model, lambda: make_step(case, model, images, labels)
     infer = case.step == "infer"
     ways: dict[str, dict[str, Any]] = {"compiled": {"options": {"freezing": True}} if infer else {}}
     if case.on.type == "cuda":
@@ -128,16 +128,16 @@ def variants(case: Case, model: nn.Module, images: Tensor, labels: Tensor) -> It
     if infer and case.precision == "bf16":
         # Made here and not by the side itself: freezing does not touch the weights of the other variants.
         forms.append((", bf16 weights", copy.deepcopy(model).bfloat16(), images.bfloat16()))
-        yield "eager, bf16 weights", lambda: make_step(case, *forms[1][1:], labels)
+        yield "eager, bf16 weights", forms[1][1], lambda: make_step(case, *forms[1][1:], labels)
     if case.on.type == "cuda":
         last = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
         forms = [
             (name, copy.deepcopy(m).to(memory_format=last), x.contiguous(memory_format=last)) for name, m, x in forms
         ]
-        yield "eager, channels last", lambda: make_step(case, *forms[0][1:], labels)
+        yield "eager, channels last", forms[0][1], lambda: make_step(case, *forms[0][1:], labels)
     for way, arguments in ways.items():
         for form, network, x in forms:
-            yield f"{way}{form}", _compiled(case, network, x, labels, arguments)
+            yield f"{way}{form}", network, _compiled(case, network, x, labels, arguments)
 
 
 def _compiled(
@@ -149,7 +149,8 @@ def _compiled(
 def best_step(case: Case, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Step, str, list[str]]:
     """The fastest variant, warm, by the better of three calls each; its name; and why others were left out.
 
-    A variant is left out if it does not compile, or if its output is beyond `TOLERANCE` from that of the eager one.
+    A variant is left out if it does not compile, or if its first output (a loss, where it trains) is beyond `TOLERANCE`
+    from that of the eager one.
     """
     if case.mode == "eager":
         step = make_step(case, model, images, labels)
@@ -158,11 +159,14 @@ def best_step(case: Case, model: nn.Module, images: Tensor, labels: Tensor) -> t
     found: list[tuple[float, str, Step]] = []
     left_out: list[str] = []
     expected: Tensor | None = None
-    for name, prepare in variants(case, model, images, labels):
+    start = {key: value.clone() for key, value in model.state_dict().items()} if case.step == "train" else None
+    for name, network, prepare in variants(case, model, images, labels):
         try:
+            if start is not None:  # those before have trained
+                network.load_state_dict(start)
             step = prepare()
-            step()
             output = step().clone()  # a CUDA graph writes its next output over this one
+            step()
         except Exception as error:
             if expected is None:
                 raise
@@ -171,12 +175,21 @@ def best_step(case: Case, model: nn.Module, images: Tensor, labels: Tensor) -> t
             continue
         if expected is None:
             expected = output
-        elif case.step == "infer" and not share_of_scale(output, expected) <= TOLERANCE[case.precision]:
+        elif not share_of_scale(output, expected) <= TOLERANCE[case.precision]:
             left_out.append(f"{name}: output differs by {share_of_scale(output, expected):.1e}")
             continue
         found.append((min(seconds_of(case.on, step, case.clock) for _ in range(3)), name, step))
     _, name, step = min(found, key=lambda one: one[0])
     return step, name, left_out
+
+
+def step_of(case: Case, variant: str, model: nn.Module) -> Step:
+    """One call of a variant by its name, compiled before; an optimizer has no state yet."""
+    prepare = next(prepare for name, _, prepare in variants(case, model, *make_batch(case)) if name == variant)
+    if not variant.startswith("eager"):
+        prepare()()
+        give_memory_back()
+    return prepare()
 
 
 @contextmanager
