@@ -101,6 +101,8 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if not importlib.util.find_spec("openvino"):
+        print("OpenVINO is not installed and left out. Run: pip install openvino", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             row for name, batch in CASES for row in measure(name, batch, (options.rounds, options.clock), Path(folder))
