@@ -4,10 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import distribution
+from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
+import openmvit
 from openmvit.benchmark import main, make_case
 from openmvit.errors import UserError
 
@@ -16,8 +20,8 @@ NUMBER = r"\d+\.\d+"
 SUMMARY = rf"bench mvitv2_tiny ratio={NUMBER} low={NUMBER} high={NUMBER} ours={NUMBER} peer={NUMBER}"
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=environment)
 
 
@@ -37,17 +41,43 @@ def test_the_module_runs_by_itself_and_ends_with_the_summary():
     assert len(re.findall(rf"With the oneDNN switch (?:ours|timm) gains {NUMBER} \[", done.stdout)) == 2
 
 
-def test_it_needs_torch_torchvision_safetensors_and_the_peer_alone():
-    others = "jsonargparse rich lightning torchmetrics av faster_coco_eval huggingface_hub matplotlib yaml timm"
-    code = f"""
-import sys
-sys.modules |= dict.fromkeys({others.split()})
-from openmvit.benchmark import make_case
-from openmvit.benchmark.steps import build
-print(*(type(side).__module__ for side in build(make_case("mvitv2_small_16x4", device="cpu"))))
-"""
-    done = python("-c", code)
-    assert done.stdout.split() == ["openmvit.model", "torchvision.models.video.mvit"], done.stderr
+def site_of(folder: Path, *names: str) -> Path:
+    """A folder of packages that holds this one, the named ones and what those require, and nothing else."""
+    waiting, seen = [Requirement(name) for name in names], set()
+    while waiting:
+        wanted = waiting.pop()
+        if str(wanted) in seen:
+            continue
+        seen.add(str(wanted))
+        package = distribution(wanted.name)
+        for top in {path.parts[0] for path in package.files or () if path.parts[0] not in ("..", "__pycache__")}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(package.locate_file(top))
+        for one in map(Requirement, package.requires or ()):
+            if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in ("", *wanted.extras)):
+                waiting.append(one)
+    (folder / "openmvit").symlink_to(Path(openmvit.__file__).parent)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "peer", "absent"),
+    [
+        ("mvitv2_tiny", "timm", "lightning jsonargparse av matplotlib faster_coco_eval onnx"),
+        ("mvitv2_small_16x4", "torchvision", "timm yaml rich huggingface_hub lightning jsonargparse av"),
+    ],
+)
+def test_it_needs_torch_torchvision_safetensors_and_the_peer_alone(tmp_path, name, peer, absent):
+    path = {"PYTHONPATH": str(site_of(tmp_path, "torch", "torchvision", "safetensors", peer))}
+    # -S: no other folder of packages. -P: nor the folder that the tests run in.
+    code = f"import importlib.util; print([n for n in {absent.split()} if importlib.util.find_spec(n)])"
+    assert python("-S", "-P", "-c", code, **path).stdout.strip() == "[]"
+    arguments = [name, "--against", peer, *TINY[1:]]
+    done = python("-S", "-P", "-m", "openmvit.benchmark", *arguments, **path)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(SUMMARY.replace("mvitv2_tiny", name), done.stdout.splitlines()[-1])
+    assert f"| {peer} | eager |" in done.stdout
 
 
 @pytest.mark.parametrize(
