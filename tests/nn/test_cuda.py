@@ -8,7 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nn.test_fast_paths import CLIP, FORMS, IMAGE, network
-from openmvit.nn import attention
+from openmvit.nn import attention, fast
+from openmvit.nn.grid import conv
 
 pytestmark = pytest.mark.gpu
 
@@ -71,6 +72,32 @@ def test_bf16_attention_takes_a_fused_kernel(fields, most, monkeypatch):
         found = outputs(model.cuda(), x.cuda(), torch.bfloat16)
     flat = [torch.cat([t.flatten() for t in side]) for side in (found, expected)]
     assert float((flat[0] - flat[1]).norm() / flat[1].norm()) < 3e-2
+
+
+@pytest.mark.parametrize("least", [0, 10**6], ids=["by frames", "channels first"])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
+def test_filters_of_clips_are_those_of_the_cpu(stride, least, monkeypatch):
+    monkeypatch.setattr(fast, "LARGE_FRAME", least)
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 4, 9, 6, 8, requires_grad=True), torch.randn(8, 1, 3, 3, 3, requires_grad=True)
+    expected = conv(x, weight, None, stride, (1, 1, 1), groups=8)
+    found = fast.depthwise(x.cuda(), weight.cuda(), stride, (1, 1, 1))
+    grad = torch.randn_like(expected)
+    sides = [(out, *torch.autograd.grad(out, (x, weight), grad.to(out.device))) for out in (found, expected)]
+    for ours, plain in zip(*sides, strict=True):
+        torch.testing.assert_close(ours.cpu(), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bf16_norm_is_the_rounded_one():
+    torch.manual_seed(0)
+    norm, x = torch.nn.LayerNorm(96).cuda(), torch.randn(50, 96, device="cuda").bfloat16()
+    torch.nn.init.normal_(norm.weight)
+    with torch.autocast("cuda", torch.bfloat16):
+        found, plain = fast.layer_norm(norm, x), norm(x)
+        wide = fast.layer_norm(norm, x.float())
+    assert found.dtype == torch.bfloat16 and plain.dtype == wide.dtype == torch.float32
+    torch.testing.assert_close(found.float(), plain, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(wide, plain)
 
 
 @pytest.mark.parametrize("fields", [IMAGE, CLIP], ids=["image", "clip"])

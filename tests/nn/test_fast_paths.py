@@ -179,6 +179,9 @@ def test_filters_frame_by_frame(stride, taps, frames):
     padding = (taps // 2, 1, 1)
     found, expected = depthwise(x, weight, stride, padding), conv(x, weight, None, stride, padding, groups=3)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    first = fast._channels_first(x, weight, stride, padding)
+    assert first.is_contiguous()
+    torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-12)
     grad = torch.randn_like(expected)
     pairs = zip(*(torch.autograd.grad(y, (x, weight), grad) for y in (found, expected)), strict=True)
     for ours, plain in pairs:

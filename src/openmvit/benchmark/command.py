@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     suite, name = options.pop("suite"), options.pop("name")
     if suite is not None:
         given = {k: v for k, v in {"name": name, **options}.items() if v is not None and v is not False}
-        run_suite(choose(SUITES[suite](given.pop("pairs", 15)), given))
+        run_suite(choose(SUITES[suite](given.pop("pairs", 15), given.pop("batch", None)), given))
         return 0
     if name is None:
         raise UserError("The name of a network is missing", "For example: openmvit bench mvitv2_small")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from math import prod
 
@@ -11,10 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openmvit.config import BlockConfig, Size
-from openmvit.nn.fast import apply_linear, is_untouched, linear, on_plain_cpu, products_pay
+from openmvit.nn.fast import (
+    apply_linear,
+    autocast_type,
+    is_untouched,
+    layer_norm,
+    linear,
+    narrowed,
+    on_plain_cpu,
+    products_pay,
+)
 from openmvit.nn.grid import each, merge, partition, same_region
 from openmvit.nn.pooling import TokenPool
-from openmvit.nn.products import attend_by_products
+from openmvit.nn.products import attend_by_products, attend_in_channels
 from openmvit.nn.relative import key_indicators, key_terms, query_terms, value_term, write_out
 from openmvit.nn.symbolic import is_symbolic
 
@@ -23,6 +32,8 @@ Tokens = tuple[Tensor, Tensor | None]
 MOST_SCORES = 2**22
 """Query-key pairs of a sample's heads up to which the position term may be written out; more go through
 `attend_in_channels`."""
+MOST_SCORES_HALF = 2**18
+"""The same on CUDA in types of 16 bits, where the fused kernel without a term is several times as fast as with one."""
 
 
 class MultiscaleAttention(nn.Module):
@@ -81,9 +92,9 @@ class MultiscaleAttention(nn.Module):
         if not is_untouched(self.qkv, nn.Linear):
             whole = cache(self.qkv)  # called once for all three
             return [lambda t, i=i: whole(t).unflatten(-1, (3, -1))[..., i, :].contiguous() for i in range(3)]
-        # Cut once, so that in the backward pass one copy puts the three gradients together.
-        weights = self.qkv.weight.unflatten(0, (3, -1)).unbind()
-        biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.unflatten(0, (3, -1)).unbind()
+        # Narrowed and cut once, so that in the backward pass one copy puts the three gradients together.
+        weights = narrowed(self.qkv.weight).unflatten(0, (3, -1)).unbind()
+        biases = (None,) * 3 if self.qkv.bias is None else narrowed(self.qkv.bias).unflatten(0, (3, -1)).unbind()
         return [partial(linear, weight=w, bias=b) for w, b in zip(weights, biases, strict=True)]
 
     def _pool(self, name: str, x: Tensor, cls: Tensor | None) -> Tokens:
@@ -93,10 +104,11 @@ class MultiscaleAttention(nn.Module):
             x = pool(x)
         if norm is None:
             return x, cls
-        return each(lambda t: norm(t.unflatten(-1, (self.folds, -1))).flatten(-2), x, cls)
+        return each(lambda t: layer_norm(norm, t.unflatten(-1, (self.folds, -1))).flatten(-2), x, cls)
 
     def _heads(self, x: Tensor, cls: Tensor | None) -> Iterator[Tokens]:
         """Of q, k and v the grid `[B, *pooled, h, c]` and the class row `[B, 1, h, c]`."""
+        x, cls = each(narrowed, x, cls)
         for name, project in zip("qkv", self._projections(), strict=True):
             if self.config.pool_first:
                 part = each(project, *self._pool(name, x, cls))
@@ -147,7 +159,7 @@ class MultiscaleAttention(nn.Module):
         rows = q.flatten(1, -3), _rows(k_cls, k), _rows(v_cls, v)
         pairs = windows * c.num_heads * rows[0].shape[1] * rows[1].shape[1]
         fits = mask is None and (c.fits_channels or not c.relative_groups)
-        large = bool(c.relative_groups) and not is_symbolic(pairs) and pairs > MOST_SCORES
+        large = bool(c.relative_groups) and not is_symbolic(pairs) and pairs > _most_scores(q)
         if fits and (products_pay(q) or (large and on_plain_cpu(q))):
             return attend_by_products(q, *rows[1:], self.tables(), c.relative_groups, k_grid, c.relative_scaled)
         of_queries, of_keys = self._terms(q, k)
@@ -178,6 +190,11 @@ class MultiscaleAttention(nn.Module):
         return queries, keys
 
 
+def _most_scores(q: Tensor) -> int:
+    half = (autocast_type(q) or q.dtype).itemsize == 2
+    return min(MOST_SCORES, MOST_SCORES_HALF) if half and q.device.type == "cuda" else MOST_SCORES
+
+
 def _rows(cls: Tensor | None, x: Tensor) -> Tensor:
     """A grid `[B, *grid, h, c]` as rows `[B, L, h, c]`, the class row first."""
     x = x.flatten(1, -3)
@@ -203,26 +220,3 @@ def attend_by_hand(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tupl
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     weights = (logits if bias is None else logits + bias).softmax(dim=-1)
     return (weights @ v).transpose(1, 2), weights
-
-
-def attend_in_channels(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], position: Tensor) -> Tensor:
-    """The same softmax with the position term as extra channels, so that no matrix `[Lq, Lk]` is ever held.
-
-    Queries get their `query_terms` and keys a one-hot position per axis: the scalar product of both is the term. A
-    class row in front of the keys has zeros there. A fused kernel then needs memory that is linear in the tokens.
-
-    Args:
-        q: `[B, Lq, h, c]`. k, v: `[B, Lk, h, c]`.
-        terms: per axis `[B, h, *q_grid, K]`.
-        position: `key_indicators`, `[prod(k_grid), sum of K]`.
-    Returns:
-        `[B, Lq, h, c]`.
-    """
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    channels = q.shape[-1]
-    position = F.pad(position, (0, 0, k.shape[-2] - position.shape[0], 0)).expand(*k.shape[:2], -1, -1)
-    q = torch.cat([q * channels**-0.5, *(t.flatten(2, -2).to(q.dtype) for t in terms)], dim=-1)
-    k = torch.cat([k, position], dim=-1)
-    # The fused kernels want values as wide as the keys.
-    v = F.pad(v, (0, k.shape[-1] - channels))
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :channels].transpose(1, 2)

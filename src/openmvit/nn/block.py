@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from openmvit.config import BlockConfig
 from openmvit.nn.attention import MultiscaleAttention, Tokens
-from openmvit.nn.fast import apply_linear, is_untouched
+from openmvit.nn.fast import apply_linear, is_untouched, layer_norm
 from openmvit.nn.grid import each, max_pool
 
 
@@ -74,13 +76,13 @@ class MultiscaleBlock(nn.Module):
 
     def forward(self, x: Tensor, cls: Tensor | None = None) -> Tokens:
         """`[B, *grid, dim]` -> `[B, *q_grid, dim_out]`, and the class token beside it."""
-        normed = each(self.norm1, x, cls)
+        normed = each(partial(layer_norm, self.norm1), x, cls)
         branch = self._branch("gamma_1", *self.attn(*normed))
         skip = self._widen(*normed) if self.config.dim != self.config.dim_attn else (x, cls)
         if self.config.skip_kernel:
             skip = max_pool(skip[0], self.config.skip_kernel, self.config.stride_q), skip[1]
         x, cls = _add(skip, branch)
-        normed = each(self.norm2, x, cls)
+        normed = each(partial(layer_norm, self.norm2), x, cls)
         branch = self._branch("gamma_2", *each(self.mlp, *normed))
         skip = self._widen(*normed) if self.config.dim_attn != self.config.dim_out else (x, cls)
         return _add(skip, branch)

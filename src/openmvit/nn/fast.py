@@ -39,6 +39,34 @@ def _traced() -> bool:
 _transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
+def autocast_type(x: Tensor) -> torch.dtype | None:
+    """The type that autocast gives to products on the device of a tensor; None where it is off, or x is float64."""
+    device = x.device.type
+    # Not every compiler can ask the library what it has; the two devices that it knows have autocast.
+    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    autocast = known and torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if autocast else None
+
+
+def narrowed(x: Tensor) -> Tensor:
+    """In the type that autocast gives to products: of several layers that read x each would make a copy of its own."""
+    return x.to(autocast_type(x) or x.dtype)
+
+
+def layer_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """A norm over the last axis, on CUDA under autocast in the type of the products where x has it already.
+
+    The framework would widen x, norm it in float32, and narrow the result again: three passes over memory for one. The
+    kernel takes its sums in float32 all the same. A compiler joins the passes by itself.
+    """
+    if x.device.type != "cuda" or x.dtype != autocast_type(x) or _traced() or not is_untouched(norm, nn.LayerNorm):
+        return norm(x)
+    assert isinstance(norm, nn.LayerNorm)
+    weight, bias = (None if t is None else t.to(x.dtype) for t in (norm.weight, norm.bias))
+    with torch.autocast("cuda", enabled=False):
+        return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+
 def products_pay(q: Tensor) -> bool:
     """Whether `attend_by_products` is faster on a CPU than the library's kernel, for queries `[B, *grid, h, c]`.
 
@@ -106,14 +134,13 @@ def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu_before: bool = False, gelu_after: bool = False
 ) -> Tensor:
     """`[..., C] -> [..., C_out]`. Of a GELU before it only the input is kept for the backward pass."""
-    device, wide = x.device.type, torch.float64 in (x.dtype, weight.dtype)
     # A graph without values shows the layers themselves to those who count, compile or export it.
-    values = torch.amp.is_autocast_available(device) and not _traced()
-    autocast = values and torch.is_autocast_enabled(device) and not wide
-    dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
+    device, values = x.device.type, x.device.type != "meta" and not _traced()
+    autocast = autocast_type(x) if values and weight.dtype != torch.float64 else None
+    dtype = autocast or weight.dtype
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     one_dnn = values and device == "cpu" and dtype in TYPES and one_dnn_pays(dtype)
-    fits = values and (autocast or x.dtype == dtype) and type(weight) in (Tensor, nn.Parameter)
+    fits = values and (autocast is not None or x.dtype == dtype) and type(weight) in (Tensor, nn.Parameter)
     if not (fits and (one_dnn or (grad and gelu_before))):
         x = F.linear(F.gelu(x) if gelu_before else x, weight, bias)
         return F.gelu(x) if gelu_after else x
@@ -125,21 +152,37 @@ def linear(
 
 
 def depthwise(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
-    """Depthwise convolution `[B, *grid, C] -> [B, *grid_out, C]`, where its backward pass is slow by another way.
+    """Depthwise convolution `[B, *grid, C] -> [B, *grid_out, C]`, where the library's own way is slow by another one.
 
     On a CPU a strided bf16 filter takes 3 to 18 times as long backward as one in float32, and a filter on three axes
-    up to 20 times as long as filters on the frames alone whose results are shifted and added.
+    up to 20 times as long as filters on the frames alone whose results are shifted and added. On CUDA a filter on three
+    axes takes up to 23 times as long in channels-last memory as by frames or channels first (benchmarks/NOTES.md).
     """
-    channels = x.shape[-1]
+    if len(stride) == 3 and x.device.type == "cuda" and not torch.compiler.is_exporting():
+        large = x.shape[2] * x.shape[3] >= LARGE_FRAME and prod(stride[1:]) <= 4
+        by_frames = large and _fits_frames(weight, stride, padding)
+        return _by_frames(x, weight, stride, padding) if by_frames else _channels_first(x, weight, stride, padding)
     if not (torch.is_grad_enabled() and on_plain_cpu(x)):
-        return conv(x, weight, None, stride, padding, groups=channels)
+        return conv(x, weight, None, stride, padding, groups=x.shape[-1])
     if x.dtype == torch.bfloat16 and prod(stride) > 1:
         with torch.autocast("cpu", enabled=False):
             return depthwise(x.float(), weight.float(), stride, padding).to(x.dtype)
-    taps = weight.shape[2]
-    if len(stride) < 3 or stride[0] > 1 or taps != 2 * padding[0] + 1:
-        return conv(x, weight, None, stride, padding, groups=channels)
-    frames = x.shape[1]
+    if len(stride) == 3 and _fits_frames(weight, stride, padding):
+        return _by_frames(x, weight, stride, padding)
+    return conv(x, weight, None, stride, padding, groups=x.shape[-1])
+
+
+LARGE_FRAME = 28 * 28
+"""Tokens of a frame from which CUDA is faster by frames than channels first."""
+
+
+def _fits_frames(weight: Tensor, stride: Size, padding: Size) -> bool:
+    return stride[0] == 1 and weight.shape[2] == 2 * padding[0] + 1
+
+
+def _by_frames(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
+    """Filters on the frames `[B, T, H, W, C]` alone, one per tap of the first axis; results shifted and added."""
+    channels, frames = x.shape[-1], x.shape[1]
 
     def one_tap(tap: int, seen: Tensor) -> Tensor:
         out = conv(seen.flatten(0, 1), weight[:, :, tap], None, stride[1:], padding[1:], groups=channels)
@@ -150,6 +193,12 @@ def depthwise(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
         out[:, shift:] += one_tap(padding[0] - shift, x[:, :-shift])
         out[:, :-shift] += one_tap(padding[0] + shift, x[:, shift:])
     return out
+
+
+def _channels_first(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
+    """The framework's own kernel of three axes, which wants `[B, C, T, H, W]` contiguous."""
+    out = F.conv3d(x.movedim(-1, 1).contiguous(), weight, None, stride, padding, groups=x.shape[-1])
+    return out.movedim(1, -1).contiguous()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:

@@ -1,4 +1,5 @@
-"""Softmax attention as two matrix products on pieces that stay in a processor's cache; forward and backward."""
+"""Softmax attention with the position term as extra channels: by a fused kernel, or by products on pieces that stay in
+a processor's cache, forward and backward."""
 
 from __future__ import annotations
 
@@ -18,6 +19,30 @@ How = tuple[Groups, Size, bool]
 
 PIECE = 2**20
 """Bytes of scores held at a time: about what the second level of a core's cache takes."""
+
+
+def attend_in_channels(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], position: Tensor) -> Tensor:
+    """The same softmax with the position term as extra channels, so that no matrix `[Lq, Lk]` is ever held.
+
+    Queries get their `query_terms` and keys a one-hot position per axis: the scalar product of both is the term. A
+    class row in front of the keys has zeros there. A fused kernel then needs memory that is linear in the tokens.
+
+    Args:
+        q: `[B, Lq, h, c]`. k, v: `[B, Lk, h, c]`.
+        terms: per axis `[B, h, *q_grid, K]`.
+        position: `key_indicators`, `[prod(k_grid), sum of K]`.
+    Returns:
+        `[B, Lq, h, c]`.
+    """
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    channels = q.shape[-1]
+    # The fused kernels are at their best where rows of q, k and v are equally wide and multiples of 16 bytes.
+    extra = -(channels + position.shape[1]) % 8
+    position = F.pad(position, (0, extra, k.shape[-2] - position.shape[0], 0)).expand(*k.shape[:2], -1, -1)
+    q = torch.cat([q, *(t.flatten(2, -2).to(q.dtype) for t in terms), q.new_zeros(*q.shape[:-1], extra)], dim=-1)
+    k = torch.cat([k * channels**-0.5, position], dim=-1)
+    v = F.pad(v, (0, k.shape[-1] - channels))
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :channels].transpose(1, 2)
 
 
 def attend_by_products(

@@ -113,7 +113,7 @@ def write_out(
 ) -> Tensor:
     """Sum of all terms, for every pair: `[B, h, prod(q_grid), prod(k_grid)]`."""
     total, ndim = None, len(q_grid)
-    for term, group in zip(of_queries, groups, strict=bool(of_queries)):
+    for term, group in zip(of_queries, groups, strict=len(of_queries) > 0):
         sizes = dict(zip(group, term.shape[2 + ndim :], strict=True))
         term = term.view(*term.shape[: 2 + ndim], *(sizes.get(a, 1) for a in range(ndim)))
         total = term if total is None else total + term
