@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +15,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from openmvit.nn.recompute import trim_memory
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,11 +70,9 @@ def peak_above_idle(device: torch.device, step: Step, calls: int = 2) -> float:
 
 
 def give_memory_back() -> None:
-    """Hand what this process has freed back to the system, where its C library can: it would hide a part of a peak."""
+    """Hand what this process has freed back to the system: it would hide a part of a peak."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    trim_memory()
 
 
 def free_memory(device: torch.device) -> float | None:

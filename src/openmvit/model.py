@@ -10,9 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from openmvit.config import MViTConfig, Size, stem_grid
 from openmvit.errors import UserError
-from openmvit.nn.attention import Tokens
 from openmvit.nn.block import MultiscaleBlock
-from openmvit.nn.grid import conv, each
+from openmvit.nn.grid import Tokens, conv, each
 from openmvit.nn.position import resize_grid, sincos_table
 from openmvit.nn.reversible import build_blocks, run_stages
 
@@ -122,13 +121,19 @@ class MViT(nn.Module):
         self._scale_head(head)
         self.head = head.to(old.device, old.dtype).train(self.training)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: bool | None = True) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them.
+
+        None is what a new network does: only of blocks that read a map of more than `nn.recompute.LARGE_MAP` tokens, as
+        the first ones of a detector, which hold a third of its activations.
 
         Reversible networks do so by themselves, without keeping the inputs of blocks either, while `recompute_streams`
         is true; false is faster.
         """
-        self.grad_checkpointing = enable
+        self.grad_checkpointing = bool(enable)
+        for module in self.modules():
+            if isinstance(module, MultiscaleBlock):
+                module.recompute_large = enable is None
 
     def classifier_parameters(self) -> list[nn.Parameter]:
         """Parameters of the head, which a fine-tune on other classes starts anew."""

@@ -36,6 +36,8 @@ class Case:
         step: `train` is forward, cross entropy, backward and update.
         pairs: how often each side is timed.
         clock: wall time, or time of the processor.
+        without: start of the name of variants that are not tried in mode `best`, such as `max-autotune`, which takes
+            minutes to compile.
         switch: also time both sides with oneDNN for the fp32 products of the whole process.
     """
 
@@ -48,6 +50,7 @@ class Case:
     pairs: int = 15
     device: str = "auto"
     clock: str = "wall"
+    without: str = ""
     switch: bool = False
 
     def __post_init__(self) -> None:

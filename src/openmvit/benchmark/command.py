@@ -19,6 +19,7 @@ HELP = {
     "precision": "fp32 or bf16",
     "mode": "eager, or best: each side takes the fastest of eager, compiled, and in bf16 bf16 weights",
     "step": "forward, or forward with backward and update",
+    "without": "in mode best: variants not to try, by the start of their name, such as max-autotune",
     "pairs": "how often each side is timed, in turn",
     "device": "auto is CUDA where there is one",
     "clock": "processor time, on one thread, is for a machine that does other work",
@@ -56,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
     suite, name = options.pop("suite"), options.pop("name")
     if suite is not None:
         given = {k: v for k, v in {"name": name, **options}.items() if v is not None and v is not False}
-        run_suite(choose(SUITES[suite](given.pop("pairs", 15), given.pop("batch", None)), given))
+        cases = SUITES[suite](given.pop("pairs", 15), given.pop("batch", None), given.pop("without", ""))
+        run_suite(choose(cases, given))
         return 0
     if name is None:
         raise UserError("The name of a network is missing", "For example: openmvit bench mvitv2_small")

@@ -162,6 +162,9 @@ def best_step(case: Case, model: nn.Module, images: Tensor, labels: Tensor) -> t
     expected: Tensor | None = None
     start = {key: value.clone() for key, value in model.state_dict().items()} if case.step == "train" else None
     for name, network, prepare in variants(case, model, images, labels):
+        if case.without and name.startswith(case.without):
+            left_out.append(f"{name}: not tried")
+            continue
         try:
             if start is not None:  # those before have trained
                 network.load_state_dict(start)

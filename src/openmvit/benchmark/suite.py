@@ -45,18 +45,19 @@ HEAD = (
 )
 
 
-def cuda_cases(pairs: int = 15, batch: int | None = None) -> Iterator[Case]:
+def cuda_cases(pairs: int = 15, batch: int | None = None, without: str = "") -> Iterator[Case]:
     """Every network in both precisions, modes and steps.
 
     Args:
         batch: inputs per step; without it as `CUDA_NETWORKS` says.
+        without: as of a `Case`.
     Raises:
         UserError: if there is no CUDA device.
     """
     for (name, against), own_batch in CUDA_NETWORKS.items():
         for mode, precision, step in product(("eager", "best"), ("bf16", "fp32"), ("infer", "train")):
             options = {"precision": precision, "step": step, "mode": mode, "batch": batch or own_batch}
-            yield make_case(name, against=against, device="cuda", pairs=pairs, **options)
+            yield make_case(name, against=against, device="cuda", pairs=pairs, without=without, **options)
 
 
 SUITES = {"cuda": cuda_cases}

@@ -100,8 +100,8 @@ class Detector(nn.Module):
             return found
         return [one.rescaled(size) for one, size in zip(found, output_sizes, strict=True)]
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's blocks in the backward pass instead of keeping their activations."""
+    def set_grad_checkpointing(self, enable: bool | None = True) -> None:
+        """Recompute the backbone's blocks in the backward pass instead of keeping their activations; see `MViT`."""
         self.backbone.model.set_grad_checkpointing(enable)
 
     def layer_id(self, name: str) -> int:

@@ -19,7 +19,7 @@ from openmvit.hub.card import of_weights, write_card
 from openmvit.hub.config import MViTV2Config
 from openmvit.hub.recording import as_rows, recorded
 from openmvit.model import MViT
-from openmvit.nn.attention import Tokens
+from openmvit.nn.grid import Tokens
 
 _ALIGNMENT = 64
 """Bytes; what an allocation of torch on a CPU starts at a multiple of."""

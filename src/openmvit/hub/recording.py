@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from openmvit.model import MViT
-from openmvit.nn.attention import Tokens
+from openmvit.nn.grid import Tokens
 from openmvit.nn.products import attend_by_products
 
 

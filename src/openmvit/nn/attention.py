@@ -21,13 +21,11 @@ from openmvit.nn.fast import (
     on_plain_cpu,
     products_pay,
 )
-from openmvit.nn.grid import each, merge, partition, same_region
+from openmvit.nn.grid import Tokens, each, merge, partition, same_region
 from openmvit.nn.pooling import TokenPool
 from openmvit.nn.products import attend_by_products, attend_in_channels
 from openmvit.nn.relative import key_indicators, key_terms, query_terms, value_term, write_out
 from openmvit.nn.symbolic import is_symbolic
-
-Tokens = tuple[Tensor, Tensor | None]
 
 MOST_SCORES = 2**22
 """Query-key pairs of a sample's heads up to which the position term may be written out; more go through
@@ -107,14 +105,17 @@ class MultiscaleAttention(nn.Module):
         return each(lambda t: layer_norm(norm, t.unflatten(-1, (self.folds, -1))).flatten(-2), x, cls)
 
     def _heads(self, x: Tensor, cls: Tensor | None) -> Iterator[Tokens]:
-        """Of q, k and v the grid `[B, *pooled, h, c]` and the class row `[B, 1, h, c]`."""
+        """Of q, k and v the grid `[B, *pooled, h, c]` and the class row `[B, 1, h, c]`; k and v cut into windows."""
         x, cls = each(narrowed, x, cls)
         for name, project in zip("qkv", self._projections(), strict=True):
             if self.config.pool_first:
                 part = each(project, *self._pool(name, x, cls))
             else:
                 part = self._pool(name, *each(project, x, cls))
-            yield each(lambda t: t.unflatten(-1, (self.num_heads, -1)), *part)
+            part = each(lambda t: t.unflatten(-1, (self.num_heads, -1)), *part)
+            if self.config.window and name != "q":  # here, so that nobody holds them whole besides
+                part = partition(part[0], self.config.kv_window, self.config.shifted), part[1]
+            yield part
 
     def forward(self, x: Tensor, cls: Tensor | None = None) -> Tokens:
         """`[B, *grid, dim]` -> `[B, *q_grid, dim_attn]`, and the class token beside it."""
@@ -130,13 +131,16 @@ class MultiscaleAttention(nn.Module):
         return each(lambda t: apply_linear(self.proj, t.flatten(-2)), out, out_cls)
 
     def _attend_windows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Each window on its own. Rows that pad the last windows are keys like all others, as in the released code."""
-        sides, k_sides, shifted = self.config.q_window, self.config.kv_window, self.config.shifted
+        """Each window on its own: `[B, *q_grid, h, c]` on `[B * windows, *k_window, h, c]` -> `[B, *q_grid, h, c]`.
+
+        Rows that pad the last windows are keys like all others, as in the released code.
+        """
+        sides, shifted = self.config.q_window, self.config.shifted
         grid, mask = tuple(q.shape[1:-2]), None
         if shifted:
-            mask = same_region(grid, sides, k_sides, q.device)
-        cut = partition(q, sides, shifted), partition(k, k_sides, shifted), partition(v, k_sides, shifted)
-        out = self._attend_grid(*cut, windows=cut[0].shape[0] // q.shape[0], mask=mask)
+            mask = same_region(grid, sides, self.config.kv_window, q.device)
+        cut = partition(q, sides, shifted)
+        out = self._attend_grid(cut, k, v, windows=cut.shape[0] // q.shape[0], mask=mask)
         return merge(out, sides, grid, shifted)
 
     def _attend_grid(

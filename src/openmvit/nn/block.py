@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from openmvit.config import BlockConfig
-from openmvit.nn.attention import MultiscaleAttention, Tokens
+from openmvit.nn.attention import MultiscaleAttention
 from openmvit.nn.fast import apply_linear, is_untouched, layer_norm
-from openmvit.nn.grid import each, max_pool
+from openmvit.nn.grid import Tokens, each, max_pool
+from openmvit.nn.recompute import drops_activations, recomputed
 
 
 class Mlp(nn.Module):
@@ -70,18 +71,27 @@ class MultiscaleBlock(nn.Module):
         self.mlp = Mlp(config.dim_attn, int(config.dim_attn * config.mlp_ratio), config.dim_out)
         self.proj = nn.Linear(config.dim, config.dim_out) if config.dim != config.dim_out else None
         self.drop_path = DropPath(config.drop_path)
+        self.recompute_large = True
         if config.layer_scale:
             self.gamma_1 = nn.Parameter(torch.full((config.dim_attn,), config.layer_scale))
             self.gamma_2 = nn.Parameter(torch.full((config.dim_out,), config.layer_scale))
 
     def forward(self, x: Tensor, cls: Tensor | None = None) -> Tokens:
         """`[B, *grid, dim]` -> `[B, *q_grid, dim_out]`, and the class token beside it."""
+        again = self.training and self.recompute_large and drops_activations(x)
+        for half in (self._attend, self._transform):
+            x, cls = recomputed(half, x, cls) if again else half(x, cls)
+        return x, cls
+
+    def _attend(self, x: Tensor, cls: Tensor | None) -> Tokens:
         normed = each(partial(layer_norm, self.norm1), x, cls)
         branch = self._branch("gamma_1", *self.attn(*normed))
         skip = self._widen(*normed) if self.config.dim != self.config.dim_attn else (x, cls)
         if self.config.skip_kernel:
             skip = max_pool(skip[0], self.config.skip_kernel, self.config.stride_q), skip[1]
-        x, cls = _add(skip, branch)
+        return _add(skip, branch)
+
+    def _transform(self, x: Tensor, cls: Tensor | None) -> Tokens:
         normed = each(partial(layer_norm, self.norm2), x, cls)
         branch = self._branch("gamma_2", *each(self.mlp, *normed))
         skip = self._widen(*normed) if self.config.dim_attn != self.config.dim_out else (x, cls)

@@ -12,12 +12,15 @@ from torch import Tensor
 from openmvit.config import Size
 from openmvit.nn.symbolic import is_symbolic
 
+Tokens = tuple[Tensor, Tensor | None]
+"""A grid `[B, *grid, C]` and the class token `[B, 1, C]` beside it, where there is one."""
+
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _MAX: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVG: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
-def each(function: Callable[[Tensor], Tensor], x: Tensor, cls: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def each(function: Callable[[Tensor], Tensor], x: Tensor, cls: Tensor | None) -> Tokens:
     """Apply one function to the grid and to the class token, where there is one."""
     return function(x), None if cls is None else function(cls)
 

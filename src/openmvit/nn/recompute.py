@@ -1,0 +1,53 @@
+"""What a block makes of a large map is not kept for the backward pass but computed again, half a block at a time."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from openmvit.nn.fast import on_plain_cpu
+from openmvit.nn.grid import Tokens
+
+LARGE_MAP = 2**15
+"""Tokens of a map from which its activations are dropped: those of a detector's first blocks, not of a clip's."""
+
+
+def drops_activations(x: Tensor) -> bool:
+    """Whether what is made of `[B, *grid, C]` should be computed again in the backward pass."""
+    return torch.is_grad_enabled() and prod(x.shape[1:-1]) > LARGE_MAP
+
+
+def recomputed(function: Callable[[Tensor, Tensor | None], Tokens], x: Tensor, cls: Tensor | None) -> Tokens:
+    """The result of a function that keeps nothing but its inputs for the backward pass."""
+    if not on_plain_cpu(x):  # a compiler takes no contexts
+        return checkpoint(function, x, cls, use_reentrant=False)
+    return checkpoint(function, x, cls, use_reentrant=False, context_fn=_contexts)
+
+
+def trim_memory() -> None:
+    """Hand what this process has freed back to the system, where its C library can.
+
+    It keeps freed tensors of less than 32 MB, in holes that the next ones often do not fit in: in the backward pass of
+    a detector as much again as there are tensors.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _contexts() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+    """Round the first computation, and round the one in the backward pass."""
+    return nullcontext(), _trimmed()
+
+
+@contextmanager
+def _trimmed() -> Iterator[None]:
+    trim_memory()
+    yield
