@@ -11,16 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openmvit.config import BlockConfig, Size
-from openmvit.nn.fast import (
-    apply_linear,
-    autocast_type,
-    is_untouched,
-    layer_norm,
-    linear,
-    narrowed,
-    on_plain_cpu,
-    products_pay,
-)
+from openmvit.nn import fast
+from openmvit.nn.fast import on_plain_cpu, products_pay
 from openmvit.nn.grid import Tokens, each, merge, partition, same_region
 from openmvit.nn.pooling import TokenPool
 from openmvit.nn.products import attend_by_products, attend_in_channels
@@ -30,8 +22,6 @@ from openmvit.nn.symbolic import is_symbolic
 MOST_SCORES = 2**22
 """Query-key pairs of a sample's heads up to which the position term may be written out; more go through
 `attend_in_channels`."""
-MOST_SCORES_HALF = 2**18
-"""The same on CUDA in types of 16 bits, where the fused kernel without a term is several times as fast as with one."""
 
 
 class MultiscaleAttention(nn.Module):
@@ -86,14 +76,14 @@ class MultiscaleAttention(nn.Module):
     def _projections(self) -> list[Callable[[Tensor], Tensor]]:
         """What makes q, k and v of tokens, `[..., dim] -> [..., dim_attn]`; each result is contiguous."""
         if self.config.separate_qkv:
-            return [partial(apply_linear, getattr(self, name)) for name in "qkv"]
-        if not is_untouched(self.qkv, nn.Linear):
+            return [partial(fast.apply_linear, getattr(self, name)) for name in "qkv"]
+        if not fast.is_untouched(self.qkv, nn.Linear):
             whole = cache(self.qkv)  # called once for all three
             return [lambda t, i=i: whole(t).unflatten(-1, (3, -1))[..., i, :].contiguous() for i in range(3)]
         # Narrowed and cut once, so that in the backward pass one copy puts the three gradients together.
-        weights = narrowed(self.qkv.weight).unflatten(0, (3, -1)).unbind()
-        biases = (None,) * 3 if self.qkv.bias is None else narrowed(self.qkv.bias).unflatten(0, (3, -1)).unbind()
-        return [partial(linear, weight=w, bias=b) for w, b in zip(weights, biases, strict=True)]
+        weights = fast.narrowed(self.qkv.weight).unflatten(0, (3, -1)).unbind()
+        biases = (None,) * 3 if self.qkv.bias is None else fast.narrowed(self.qkv.bias).unflatten(0, (3, -1)).unbind()
+        return [partial(fast.linear, weight=w, bias=b) for w, b in zip(weights, biases, strict=True)]
 
     def _pool(self, name: str, x: Tensor, cls: Tensor | None) -> Tokens:
         """Pool the grid, then norm grid and class row per fold; `[B, *grid, C] -> [B, *pooled, C]`."""
@@ -102,11 +92,11 @@ class MultiscaleAttention(nn.Module):
             x = pool(x)
         if norm is None:
             return x, cls
-        return each(lambda t: layer_norm(norm, t.unflatten(-1, (self.folds, -1))).flatten(-2), x, cls)
+        return each(lambda t: fast.layer_norm(norm, t.unflatten(-1, (self.folds, -1))).flatten(-2), x, cls)
 
     def _heads(self, x: Tensor, cls: Tensor | None) -> Iterator[Tokens]:
         """Of q, k and v the grid `[B, *pooled, h, c]` and the class row `[B, 1, h, c]`; k and v cut into windows."""
-        x, cls = each(narrowed, x, cls)
+        x, cls = each(fast.narrowed, x, cls)
         for name, project in zip("qkv", self._projections(), strict=True):
             if self.config.pool_first:
                 part = each(project, *self._pool(name, x, cls))
@@ -128,7 +118,7 @@ class MultiscaleAttention(nn.Module):
         if q_cls is not None and k_cls is not None and v_cls is not None:
             way = attend_by_products if products_pay(q) else attend
             out_cls = way(q_cls, _rows(k_cls, k), _rows(v_cls, v))
-        return each(lambda t: apply_linear(self.proj, t.flatten(-2)), out, out_cls)
+        return each(lambda t: fast.apply_linear(self.proj, t.flatten(-2)), out, out_cls)
 
     def _attend_windows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Each window on its own: `[B, *q_grid, h, c]` on `[B * windows, *k_window, h, c]` -> `[B, *q_grid, h, c]`.
@@ -163,7 +153,7 @@ class MultiscaleAttention(nn.Module):
         rows = q.flatten(1, -3), _rows(k_cls, k), _rows(v_cls, v)
         pairs = windows * c.num_heads * rows[0].shape[1] * rows[1].shape[1]
         fits = mask is None and (c.fits_channels or not c.relative_groups)
-        large = bool(c.relative_groups) and not is_symbolic(pairs) and pairs > _most_scores(q)
+        large = bool(c.relative_groups) and not is_symbolic(pairs) and pairs > fast.most_scores(q, MOST_SCORES)
         if fits and (products_pay(q) or (large and on_plain_cpu(q))):
             return attend_by_products(q, *rows[1:], self.tables(), c.relative_groups, k_grid, c.relative_scaled)
         of_queries, of_keys = self._terms(q, k)
@@ -192,11 +182,6 @@ class MultiscaleAttention(nn.Module):
             scale = self.config.head_dim**-0.5
             queries, keys = [t * scale for t in queries], [t * scale for t in keys]
         return queries, keys
-
-
-def _most_scores(q: Tensor) -> int:
-    half = (autocast_type(q) or q.dtype).itemsize == 2
-    return min(MOST_SCORES, MOST_SCORES_HALF) if half and q.device.type == "cuda" else MOST_SCORES
 
 
 def _rows(cls: Tensor | None, x: Tensor) -> Tensor:
