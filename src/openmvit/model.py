@@ -122,7 +122,7 @@ class MViT(nn.Module):
         self.head = head.to(old.device, old.dtype).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool | None = True) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them.
+        """Recompute each block's activations in the backward pass instead of keeping them; false keeps all.
 
         None is what a new network does: only of blocks that read a map of more than `nn.recompute.LARGE_MAP` tokens, as
         the first ones of a detector, which hold a third of its activations.

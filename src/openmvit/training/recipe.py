@@ -159,9 +159,9 @@ class Recipe:
     """`backbone` (all but the classifier) or a number N: stem and first N blocks. Frozen parts stay in eval mode."""
     tune: Literal["all", "head"] = "all"
     """`head` trains the classifier alone."""
-    grad_ckpt: bool | None = None
-    """Recompute block activations in the backward pass: less memory, about a third more time. By default only of blocks
-    that read more than 2^15 tokens, as the first ones of a detector; false keeps those too."""
+    grad_ckpt: bool = False
+    """Recompute block activations in the backward pass: less memory, about a third more time. Otherwise only those of
+    blocks that read more than 2^15 tokens, as the first ones of a detector."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights; 0 is off. When on, `best` holds the average."""
 

@@ -208,7 +208,7 @@ def _choose_batch(recipe: Recipe, task: Task, device: torch.device) -> Recipe:
     # At least eight updates per epoch: larger batches would only slow learning down.
     limit = max(min(memory.MAX_AUTO_BATCH, samples // (8 * recipe.accumulate)), recipe.repeats)
     model = task.model.train()
-    model.set_grad_checkpointing(recipe.grad_ckpt)
+    model.set_grad_checkpointing(recipe.grad_ckpt or None)
     if device.type == "cuda":
         model.to(device)
         fits = functools.partial(memory.real_step_fits, model, task.probe, recipe)
@@ -238,7 +238,7 @@ def _describe(job: Job) -> None:
     if not r.updates and r.warmup_epochs >= r.epochs:
         say(f"The warm-up of {r.warmup_epochs:g} epochs is as long as the run or longer: the peak is not reached")
     model.train()
-    model.set_grad_checkpointing(r.grad_ckpt)
+    model.set_grad_checkpointing(r.grad_ckpt or None)
     shards = world if r.strategy == "fsdp" else 1
     guess = memory.estimate(model, task.probe, r, shards)
     free = memory.available(job.parts.device)
