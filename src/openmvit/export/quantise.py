@@ -32,8 +32,8 @@ def quantise(source: Path, path: Path, card: dict[str, Any]) -> None:
             op_types_to_quantize=list(PRODUCTS),
             per_channel=True,
             weight_type=QuantType.QInt8,
-            # Processors without VNNI add pairs of products in 16 bits, which 8-bit weights overflow: here to 0.29 of the
-            # largest output in a single layer.
+            # Processors without VNNI add pairs of products in 16 bits, which 8-bit weights overflow: a single layer was
+            # off by 0.29 of its largest output.
             reduce_range=True,
             # Its own inference of shapes does not know every type in the graph.
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
