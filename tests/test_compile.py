@@ -26,6 +26,7 @@ VARIANTS = {
     | {"dim_mul_in_attention": False, "full_q_pooling": False, "kernel_qkv": None},
     "windows": IMAGE | {"window": (4, 4), "window_pattern": "hybrid", "adaptive_kv_stride": (2, 2)},
     "shifted windows": IMAGE | {"window": (4, 4), "window_pattern": "shifted", "adaptive_kv_stride": (2, 2)},
+    "terms of keys": IMAGE | {"relative_terms": "qk"},
     "two streams": IMAGE | {"reversible": "mean", "depths": (1, 2)},
 }
 SIZES = [(32, 32), (64, 32), (48, 80)]

@@ -124,8 +124,8 @@ class MViT(nn.Module):
     def set_grad_checkpointing(self, enable: bool | None = True) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them; false keeps all.
 
-        None is what a new network does: only of blocks that read a map of more than `nn.recompute.LARGE_MAP` tokens, as
-        the first ones of a detector, which hold a third of its activations.
+        None is what a new network does: only of blocks that read a map of at least `nn.recompute.LARGE_MAP` tokens, as
+        the first ones of a detector.
 
         Reversible networks do so by themselves, without keeping the inputs of blocks either, while `recompute_streams`
         is true; false is faster.

@@ -338,3 +338,26 @@ def test_what_hooks_see_stays(one_dnn):
         model(x)
     assert len(seen) == len(copies) > 50
     assert all(a is None or torch.equal(a, b) for a, b in zip(seen, copies, strict=True))
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "separate"])
+def test_a_hooked_projection_sees_what_the_norm_gave(fused):
+    """Under autocast the others share one copy in the type of the products."""
+    model, x = network(IMAGE | {"separate_qkv": not fused, "absolute_position": "joint"}), torch.randn(1, 3, 24, 40)
+    block = model.blocks[0].attn
+    layers = [block.qkv] if fused else [block.q, block.k, block.v]
+    types = []
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda _, args: types.append(args[0].dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(x)
+    assert types == [torch.float32] * len(layers)
+
+
+def test_one_copy_serves_three_projections(monkeypatch):
+    model = network(IMAGE | {"absolute_position": "joint"})
+    plain, types = fast.linear, []
+    monkeypatch.setattr(fast, "linear", lambda t, *args, **kwargs: types.append(t.dtype) or plain(t, *args, **kwargs))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model.blocks[0].attn(torch.randn(1, 8, 14, 16))
+    assert types[:3] == [torch.bfloat16] * 3

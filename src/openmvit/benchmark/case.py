@@ -62,6 +62,8 @@ class Case:
             raise UserError(f"--batch is {self.batch}, --pairs is {self.pairs}", "Give at least 1 and at least 3")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device is 'cuda' and there is no CUDA device", "Leave --device out")
+        if self.without and "eager".startswith(self.without[:5]):
+            raise UserError(f"--without is {self.without!r}", "The eager variants are always tried; name another")
         if self.clock == "processor" and (self.on.type != "cpu" or torch.get_num_threads() > 1):
             # The waiting of one thread for another counts as work.
             raise UserError("--clock is 'processor', which is for one CPU thread", "Set OMP_NUM_THREADS=1")

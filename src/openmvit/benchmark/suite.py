@@ -56,7 +56,12 @@ def cuda_cases(pairs: int = 15, batch: int | None = None, without: str = "") -> 
     """
     for (name, against), own_batch in CUDA_NETWORKS.items():
         for mode, precision, step in product(("eager", "best"), ("bf16", "fp32"), ("infer", "train")):
-            options = {"precision": precision, "step": step, "mode": mode, "batch": batch or own_batch}
+            options = {
+                "precision": precision,
+                "step": step,
+                "mode": mode,
+                "batch": own_batch if batch is None else batch,
+            }
             yield make_case(name, against=against, device="cuda", pairs=pairs, without=without, **options)
 
 

@@ -96,7 +96,7 @@ class MViTV2PreTrainedModel(PreTrainedModel):
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         self.gradient_checkpointing = enable
-        self.mvitv2.set_grad_checkpointing(enable)
+        self.mvitv2.set_grad_checkpointing(enable or None)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.mvitv2.patch_embed

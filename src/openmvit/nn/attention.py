@@ -96,7 +96,9 @@ class MultiscaleAttention(nn.Module):
 
     def _heads(self, x: Tensor, cls: Tensor | None) -> Iterator[Tokens]:
         """Of q, k and v the grid `[B, *pooled, h, c]` and the class row `[B, 1, h, c]`; k and v cut into windows."""
-        x, cls = each(fast.narrowed, x, cls)
+        layers = [self.q, self.k, self.v] if self.config.separate_qkv else [self.qkv]
+        if not self.config.pool_first and all(fast.is_untouched(layer, nn.Linear) for layer in layers):
+            x, cls = each(fast.narrowed, x, cls)
         for name, project in zip("qkv", self._projections(), strict=True):
             if self.config.pool_first:
                 part = each(project, *self._pool(name, x, cls))

@@ -32,34 +32,41 @@ def on_plain_cpu(x: Tensor) -> bool:
 def _traced() -> bool:
     """Whether somebody looks at the operators: a compiler, an exporter, or a transform of `torch.func`."""
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    return tracing or _transformed()
+    return tracing or is_transformed()
 
 
 # Not public, and there is no public name: `tests/nn/test_fast_paths.py` names the releases it was tried on.
-_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+is_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 def autocast_type(x: Tensor) -> torch.dtype | None:
     """The type that autocast gives to products on the device of a tensor; None where it is off, or x is float64."""
     device = x.device.type
-    # Not every compiler can ask the library what it has; the two devices that it knows have autocast.
-    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
-    autocast = known and torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    autocast = has_autocast(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
     return torch.get_autocast_dtype(device) if autocast else None
+
+
+def has_autocast(device: str) -> bool:
+    """Whether a type of device has autocast."""
+    # The compiler of torch 2.11 cannot ask the library.
+    return device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
 
 
 def narrowed(x: Tensor) -> Tensor:
     """In the type that autocast gives to products: of several layers that read x each would make a copy of its own."""
-    return x.to(autocast_type(x) or x.dtype)
+    dtype = autocast_type(x)
+    return x if dtype is None else x.to(dtype)
 
 
 def layer_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """A norm over the last axis, on CUDA under autocast in the type of the products where x has it already.
+    """A norm over the last axis, on CUDA under bf16 autocast in bf16 where x is in it already.
 
     The framework would widen x, norm it in float32, and narrow the result again: three passes over memory for one. The
-    kernel takes its sums in float32 all the same. A compiler joins the passes by itself.
+    kernel takes its sums in float32 all the same. A compiler joins the passes by itself, and gradients of the weights
+    could leave the range of float16.
     """
-    if x.device.type != "cuda" or x.dtype != autocast_type(x) or _traced() or not is_untouched(norm, nn.LayerNorm):
+    bf16 = x.dtype == torch.bfloat16 == autocast_type(x)
+    if x.device.type != "cuda" or not bf16 or _traced() or not is_untouched(norm, nn.LayerNorm):
         return norm(x)
     assert isinstance(norm, nn.LayerNorm)
     weight, bias = (None if t is None else t.to(x.dtype) for t in (norm.weight, norm.bias))
@@ -80,13 +87,17 @@ def products_pay(q: Tensor) -> bool:
     return compiled and q.device.type == "cpu" and q.dtype == torch.bfloat16
 
 
+MOST_SCORES_HALF = 2**18
+"""Query-key pairs of a sample's heads up to which CUDA writes a position term of 16 bits out."""
+
+
 def most_scores(q: Tensor, most: int) -> int:
     """Query-key pairs of a sample up to which the position term may be written out, of `most` in general.
 
     Far fewer on CUDA in types of 16 bits, where the fused kernel is several times as fast without a term as with one.
     """
     half = (autocast_type(q) or q.dtype).itemsize == 2
-    return min(most, 2**18) if half and q.device.type == "cuda" else most
+    return min(most, MOST_SCORES_HALF) if half and q.device.type == "cuda" else most
 
 
 @cache
@@ -144,7 +155,7 @@ def linear(
 ) -> Tensor:
     """`[..., C] -> [..., C_out]`. Of a GELU before it only the input is kept for the backward pass."""
     # A graph without values shows the layers themselves to those who count, compile or export it.
-    device, values = x.device.type, x.device.type != "meta" and not _traced()
+    device, values = x.device.type, not _traced() and has_autocast(x.device.type)
     autocast = autocast_type(x) if values and weight.dtype != torch.float64 else None
     dtype = autocast or weight.dtype
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from openmvit.nn.fast import on_plain_cpu
+from openmvit.nn.fast import is_transformed, on_plain_cpu
 from openmvit.nn.grid import Tokens
 
-LARGE_MAP = 2**15
-"""Tokens of a map from which its activations are dropped: those of a detector's first blocks, not of a clip's."""
+LARGE_MAP = 2**16
+"""Tokens of a map from which its activations are dropped: those of a detector's first blocks at 1024 x 1024, and of
+clips of 312 pixels, but not of pictures and clips of 224."""
 
 
 def drops_activations(x: Tensor) -> bool:
     """Whether what is made of `[B, *grid, C]` should be computed again in the backward pass."""
-    return torch.is_grad_enabled() and prod(x.shape[1:-1]) > LARGE_MAP
+    # A transform of `torch.func` and an exporter take no recomputation.
+    unable = is_transformed() or torch.compiler.is_exporting()
+    return torch.is_grad_enabled() and not unable and prod(x.shape[1:-1]) >= LARGE_MAP
 
 
 def recomputed(function: Callable[[Tensor, Tensor | None], Tokens], x: Tensor, cls: Tensor | None) -> Tokens:
@@ -34,8 +37,7 @@ def recomputed(function: Callable[[Tensor, Tensor | None], Tokens], x: Tensor, c
 def trim_memory() -> None:
     """Hand what this process has freed back to the system, where its C library can.
 
-    It keeps freed tensors of less than 32 MB, in holes that the next ones often do not fit in: in the backward pass of
-    a detector as much again as there are tensors.
+    It keeps freed tensors of less than 32 MB, in holes that the next ones often do not fit in.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
@@ -44,10 +46,14 @@ def trim_memory() -> None:
 
 def _contexts() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
     """Round the first computation, and round the one in the backward pass."""
-    return nullcontext(), _trimmed()
+    return nullcontext(), _Trimmed()
 
 
-@contextmanager
-def _trimmed() -> Iterator[None]:
-    trim_memory()
-    yield
+class _Trimmed(AbstractContextManager[None]):
+    """Entered anew in every backward pass through the same graph."""
+
+    def __enter__(self) -> None:
+        trim_memory()
+
+    def __exit__(self, *_: object) -> None:
+        return None

@@ -117,7 +117,7 @@ def write_out(
         sizes = dict(zip(group, term.shape[2 + ndim :], strict=True))
         term = term.view(*term.shape[: 2 + ndim], *(sizes.get(a, 1) for a in range(ndim)))
         total = term if total is None else total + term
-    for term, group in zip(of_keys, groups, strict=bool(of_keys)):
+    for term, group in zip(of_keys, groups, strict=len(of_keys) > 0):
         sizes = dict(zip(group, term.shape[2:], strict=False))
         term = term.view(*term.shape[:2], *(sizes.get(a, 1) for a in range(ndim)), *term.shape[2 + len(group) :])
         total = term if total is None else total + term

@@ -15,6 +15,7 @@ from openmvit.config import BlockConfig
 from openmvit.errors import UserError
 from openmvit.nn.attention import MultiscaleAttention
 from openmvit.nn.block import DropPath, Mlp
+from openmvit.nn.fast import has_autocast
 
 
 class _Branches(nn.Module):
@@ -168,14 +169,14 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _autocast(device_type: str) -> torch.dtype | None:
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+    if not has_autocast(device_type) or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)
 
 
 def _same_precision(ctx: Any, x: Tensor) -> AbstractContextManager[Any]:
     """The precision of the forward pass; cast weights are not cached, as those made without gradient have none."""
-    if not torch.amp.is_autocast_available(x.device.type):
+    if not has_autocast(x.device.type):
         return nullcontext()
     return torch.autocast(x.device.type, dtype=ctx.autocast, enabled=ctx.autocast is not None, cache_enabled=False)
 

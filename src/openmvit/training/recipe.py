@@ -161,7 +161,7 @@ class Recipe:
     """`head` trains the classifier alone."""
     grad_ckpt: bool = False
     """Recompute block activations in the backward pass: less memory, about a third more time. Otherwise only those of
-    blocks that read more than 2^15 tokens, as the first ones of a detector."""
+    blocks that read 2^16 tokens or more, as the first ones of a detector."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights; 0 is off. When on, `best` holds the average."""
 
