@@ -15,7 +15,7 @@ PRODUCTS = ("MatMul", "Gemm")
 def quantise(source: Path, path: Path, card: dict[str, Any]) -> None:
     """Write a copy whose weights of matrix products are int8, one scale per column; inputs are scaled as they come.
 
-    Weights take 7 of the 8 bits, so that the file gives the same numbers on every processor.
+    Weights take 7 of the 8 bits, so that their products are exact on every processor.
 
     Raises:
         OSError: if the file cannot be written.
