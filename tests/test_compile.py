@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 
 from openmvit import MViT, MViTConfig
 from openmvit.model import FeatureMaps
-from openmvit.nn import attention
+from openmvit.nn import attention, recompute
 
 SMALL = {"depths": (1, 1), "embed_dim": 8, "num_heads": 1, "num_classes": 5, "drop_path_rate": 0.0}
 IMAGE = SMALL | {"input_size": (32, 32)}
@@ -94,6 +94,21 @@ def test_attention_that_holds_no_scores_and_feature_maps_are_one_graph(monkeypat
     for ours, plain in zip(compiled(x), model(x), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
     assert len(graphs) == 1
+
+
+def test_a_training_step_that_computes_large_maps_again_is_one_graph(monkeypatch):
+    monkeypatch.setattr(recompute, "LARGE_MAP", 0)
+    model = build(IMAGE).train()
+    plain = copy.deepcopy(model)
+    compiled, graphs = counted(model)
+    x = inputs(model.config)
+    output, expected = compiled(x), plain(x)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
+    for out in (output, expected):
+        out.square().sum().backward()
+    assert len(graphs) == 1
+    for name, gradient in gradients(plain).items():
+        torch.testing.assert_close(gradients(model)[name], gradient, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["image", "clip with class token", "two streams"])

@@ -23,8 +23,9 @@ clips of 312 pixels, but not of pictures and clips of 224."""
 def drops_activations(x: Tensor) -> bool:
     """Whether what is made of `[B, *grid, C]` should be computed again in the backward pass."""
     # A transform of `torch.func` and an exporter take no recomputation.
-    unable = is_transformed() or torch.compiler.is_exporting()
-    return torch.is_grad_enabled() and not unable and prod(x.shape[1:-1]) >= LARGE_MAP
+    if not torch.is_grad_enabled() or prod(x.shape[1:-1]) < LARGE_MAP or torch.compiler.is_exporting():
+        return False
+    return torch.compiler.is_compiling() or not is_transformed()
 
 
 def recomputed(function: Callable[[Tensor, Tensor | None], Tokens], x: Tensor, cls: Tensor | None) -> Tokens:
