@@ -119,6 +119,15 @@ def test_a_part_of_the_suite_can_be_chosen():
         choose(cases, {"mode": "best"})
 
 
+def test_a_variant_can_be_left_out():
+    case = make_case("mvitv2_tiny", mode="best", batch=2, pairs=3, device="cpu", without="compiled")
+    toy, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval(), torch.randn(2, 3, 2, 2)
+    _, name, left_out = best_step(case, toy, x, x)
+    assert (name, left_out) == ("eager", ["compiled: not tried"])
+    with pytest.raises(UserError, match="eager variants are always tried"):
+        make_case("mvitv2_tiny", without="eager")
+
+
 def test_a_row_of_the_suite():
     cells = suite_cells(make_case("mvitv2_small"), result())
     assert cells[6:12] == ["1.25", "1.05-1.45", "10.0", "8.0", "50%", "40%"]

@@ -257,6 +257,9 @@ def test_other_files_of_the_folder_stay(tmp_path):
     assert all(path.read_text() == "mine" for path in own) and done.worst < 1e-5
     assert card_of(done.path)["export"] == {"precision": "int8"}
     assert done.int8 is not None and 1e-5 < done.int8 < 0.1
+    weights = [onnx.numpy_helper.to_array(one) for one in onnx.load(str(done.path)).graph.initializer]
+    narrow = [weight for weight in weights if weight.dtype == np.int8 and weight.ndim == 2]
+    assert narrow and all(32 < abs(weight.astype(int)).max() <= 64 for weight in narrow), "7 bits"
 
 
 def test_8_bits_that_give_no_numbers_leave_no_file(tmp_path, monkeypatch):
