@@ -4,6 +4,7 @@ a processor's cache, forward and backward."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from openmvit.nn.relative import Groups, key_indicators, query_terms
 How = tuple[Groups, Size, bool]
 """Axis of each table, grid of the keys, and whether the term is divided by the square root of c."""
 
-PIECE = 2**20
-"""Bytes of scores held at a time: about what the second level of a core's cache takes."""
+PIECE = 2**21
+"""Bytes of scores that each thread holds at a time: about what the second level of a core's cache takes."""
+BLOCK = 64
+"""Rows of a product that the library gives to a thread as one: pieces are multiples of it."""
 
 
 def attend_in_channels(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], position: Tensor) -> Tensor:
@@ -111,20 +114,27 @@ def _heads_last(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _pieces(q: Tensor, k: Tensor) -> Iterator[tuple[slice | int, slice]]:
-    """Which part of the batch and which queries: at most `PIECE` of scores, or one query's.
+    """Which part of the batch and which queries: equal shares of at most about `PIECE` of scores a thread.
 
-    A single element of the batch is named by its number: the library copies transposed batches of one.
+    A single element of the batch is named by its number: the library copies transposed batches of one, and is slower
+    with few large matrices at once than with one after the other.
     """
     batch, queries, keys = *q.shape[:2], k.shape[1]
-    whole = PIECE // (queries * keys * q.element_size())
-    if whole > 1:
-        for first in range(0, batch, whole):
-            yield slice(first, first + whole), slice(queries)
+    threads, of_query = torch.get_num_threads(), keys * q.element_size()
+    whole = threads * PIECE // (queries * of_query)
+    if whole >= 2 * threads:
+        step = _share(batch, whole, threads)
+        yield from ((slice(first, first + step), slice(queries)) for first in range(0, batch, step))
         return
-    rows = max(1, PIECE // (keys * q.element_size()))
+    step = _share(queries, max(1, threads * PIECE // of_query), BLOCK)
     for one in range(batch):
-        for first in range(0, queries, rows):
-            yield one, slice(first, min(first + rows, queries))
+        yield from ((one, slice(first, min(first + step, queries))) for first in range(0, queries, step))
+
+
+def _share(total: int, most: int, unit: int) -> int:
+    """Step by which a total is passed in equal shares of at most `most`, rounded up to the unit if that is larger."""
+    step = ceil(total / ceil(total / most))
+    return step + -step % unit if most > unit else step
 
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:
