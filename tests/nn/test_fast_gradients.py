@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
 from openmvit.config import MViTConfig
 from openmvit.model import MViT
 from openmvit.nn import products
-from openmvit.nn.fast import linear
+from openmvit.nn.fast import linear, linear_of_tokens
 
 GROUPS, K_GRID = ((0,), (1,)), (2, 3)
 CLIP = MViTConfig(
@@ -116,3 +117,39 @@ def test_nothing_is_computed_for_frozen_keys(monkeypatch):
     ((of_q, of_k, of_v),) = seen
     assert of_q is not None and of_k is None and of_v is None
     assert tables[0].grad is not None and tables[1].grad is None
+
+
+@pytest.mark.parametrize("read", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_grid_and_class_token_share_a_linear_layer(gelu, read):
+    """Results and gradients of two calls; what nobody reads has no gradient."""
+    torch.manual_seed(0)
+    x, cls = torch.randn(2, 3, 4, 6, requires_grad=True), torch.randn(2, 1, 6, requires_grad=True)
+    weight, bias = torch.randn(5, 6, requires_grad=True), torch.randn(5, requires_grad=True)
+    leaves = (x, cls, weight, bias)
+    together = linear_of_tokens(x, cls, weight, bias, gelu_before=gelu)
+    alone = [F.linear(F.gelu(t) if gelu else t, weight, bias) for t in (x, cls)]
+    for ours, plain in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours, plain)
+    gradients = [
+        torch.autograd.grad(sum(side[i].square().sum() for i in read), leaves, allow_unused=True)
+        for side in (together, alone)
+    ]
+    for ours, plain in zip(*gradients, strict=True):
+        assert (ours is None) == (plain is None)
+        torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(8, 49, 49), (13, 196, 196), (2, 3136, 196), (1, 6272, 1569), (0, 4, 4), (3, 1, 9)])
+def test_pieces_hold_every_query_once(shape, threads, monkeypatch):
+    """Every query once, in pieces that fit."""
+    batch, queries, keys = shape
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    q, k = torch.empty(batch, queries, 1), torch.empty(batch, keys, 1)
+    seen = torch.zeros(batch, queries)
+    for some, rows in products._pieces(q, k):
+        seen[some, rows] += 1
+        count = len(range(batch)[some]) if isinstance(some, slice) else 1
+        assert count * len(range(queries)[rows]) * keys * 4 <= threads * (products.PIECE + products.BLOCK * keys * 4)
+    assert (seen == 1).all()

@@ -14,7 +14,7 @@ from openmvit.model import MViT
 from openmvit.nn import attention, fast, products
 from openmvit.nn.attention import MultiscaleAttention, attend, attend_by_hand, attend_in_channels
 from openmvit.nn.fast import apply_linear, depthwise, linear, one_dnn_pays
-from openmvit.nn.grid import conv
+from openmvit.nn.grid import conv, each
 from openmvit.nn.relative import key_indicators, query_terms, write_out
 
 TRIED_ON = ("2.11", "2.14", "2.15")
@@ -73,9 +73,9 @@ def outputs(model, x, bf16=False):
     return quiet, logits.detach(), *(g.detach() for g in gradients)
 
 
-def plain_linear(x, weight, bias, *, gelu_before=False, gelu_after=False):
-    x = F.linear(F.gelu(x) if gelu_before else x, weight, bias)
-    return F.gelu(x) if gelu_after else x
+def plain_linear(x, cls, weight, bias, *, gelu_before=False, gelu_after=False):
+    x, cls = each(lambda t: F.linear(F.gelu(t) if gelu_before else t, weight, bias), x, cls)
+    return each(F.gelu, x, cls) if gelu_after else (x, cls)
 
 
 def plainly(monkeypatch, model, x, bf16=False):
@@ -84,7 +84,7 @@ def plainly(monkeypatch, model, x, bf16=False):
         patch.setattr(attention, "products_pay", lambda *_: False)
         patch.setattr(fast, "on_plain_cpu", lambda _: False)
         patch.setattr(attention, "on_plain_cpu", lambda _: False)
-        patch.setattr(fast, "linear", plain_linear)
+        patch.setattr(fast, "linear_of_tokens", plain_linear)
         return outputs(model, x, bf16)
 
 
@@ -355,8 +355,13 @@ def test_a_hooked_projection_sees_what_the_norm_gave(fused):
 
 def test_one_copy_serves_three_projections(monkeypatch):
     model = network(IMAGE | {"absolute_position": "joint"})
-    plain, types = fast.linear, []
-    monkeypatch.setattr(fast, "linear", lambda t, *args, **kwargs: types.append(t.dtype) or plain(t, *args, **kwargs))
+    plain, types = fast.linear_of_tokens, []
+
+    def noted(x, cls, weight, bias, **how):
+        types.append(x.dtype)
+        return plain(x, cls, weight, bias, **how)
+
+    monkeypatch.setattr(fast, "linear_of_tokens", noted)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model.blocks[0].attn(torch.randn(1, 8, 14, 16))
     assert types[:3] == [torch.bfloat16] * 3

@@ -73,17 +73,18 @@ class MultiscaleAttention(nn.Module):
         chosen = own if term == "q" else [name for name in names if name.startswith(f"rel_pos_{term}_")]
         return [getattr(self, name) for name in chosen]
 
-    def _projections(self) -> list[Callable[[Tensor], Tensor]]:
+    def _projections(self) -> list[Callable[[Tensor, Tensor | None], Tokens]]:
         """What makes q, k and v of tokens, `[..., dim] -> [..., dim_attn]`; each result is contiguous."""
         if self.config.separate_qkv:
-            return [partial(fast.apply_linear, getattr(self, name)) for name in "qkv"]
+            return [partial(fast.apply_linear_to_tokens, getattr(self, name)) for name in "qkv"]
         if not fast.is_untouched(self.qkv, nn.Linear):
             whole = cache(self.qkv)  # called once for all three
-            return [lambda t, i=i: whole(t).unflatten(-1, (3, -1))[..., i, :].contiguous() for i in range(3)]
+            third = [lambda t, i=i: whole(t).unflatten(-1, (3, -1))[..., i, :].contiguous() for i in range(3)]
+            return [partial(each, one) for one in third]
         # Narrowed and cut once, so that in the backward pass one copy puts the three gradients together.
         weights = fast.narrowed(self.qkv.weight).unflatten(0, (3, -1)).unbind()
         biases = (None,) * 3 if self.qkv.bias is None else fast.narrowed(self.qkv.bias).unflatten(0, (3, -1)).unbind()
-        return [partial(fast.linear, weight=w, bias=b) for w, b in zip(weights, biases, strict=True)]
+        return [partial(fast.linear_of_tokens, weight=w, bias=b) for w, b in zip(weights, biases, strict=True)]
 
     def _pool(self, name: str, x: Tensor, cls: Tensor | None) -> Tokens:
         """Pool the grid, then norm grid and class row per fold; `[B, *grid, C] -> [B, *pooled, C]`."""
@@ -100,10 +101,7 @@ class MultiscaleAttention(nn.Module):
         if not self.config.pool_first and all(fast.is_untouched(layer, nn.Linear) for layer in layers):
             x, cls = each(fast.narrowed, x, cls)
         for name, project in zip("qkv", self._projections(), strict=True):
-            if self.config.pool_first:
-                part = each(project, *self._pool(name, x, cls))
-            else:
-                part = self._pool(name, *each(project, x, cls))
+            part = project(*self._pool(name, x, cls)) if self.config.pool_first else self._pool(name, *project(x, cls))
             part = each(lambda t: t.unflatten(-1, (self.num_heads, -1)), *part)
             if self.config.window and name != "q":  # here, so that nobody holds them whole besides
                 part = partition(part[0], self.config.kv_window, self.config.shifted), part[1]
@@ -120,7 +118,7 @@ class MultiscaleAttention(nn.Module):
         if q_cls is not None and k_cls is not None and v_cls is not None:
             way = attend_by_products if products_pay(q) else attend
             out_cls = way(q_cls, _rows(k_cls, k), _rows(v_cls, v))
-        return each(lambda t: fast.apply_linear(self.proj, t.flatten(-2)), out, out_cls)
+        return fast.apply_linear_to_tokens(self.proj, *each(lambda t: t.flatten(-2), out, out_cls))
 
     def _attend_windows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Each window on its own: `[B, *q_grid, h, c]` on `[B * windows, *k_window, h, c]` -> `[B, *q_grid, h, c]`.
@@ -128,9 +126,8 @@ class MultiscaleAttention(nn.Module):
         Rows that pad the last windows are keys like all others, as in the released code.
         """
         sides, shifted = self.config.q_window, self.config.shifted
-        grid, mask = tuple(q.shape[1:-2]), None
-        if shifted:
-            mask = same_region(grid, sides, self.config.kv_window, q.device)
+        grid = tuple(q.shape[1:-2])
+        mask = same_region(grid, sides, self.config.kv_window, q.device) if shifted else None
         cut = partition(q, sides, shifted)
         out = self._attend_grid(cut, k, v, windows=cut.shape[0] // q.shape[0], mask=mask)
         return merge(out, sides, grid, shifted)
@@ -181,8 +178,7 @@ class MultiscaleAttention(nn.Module):
         queries = query_terms(q, of_queries, groups, tuple(k.shape[1:-2])) if of_queries else []
         keys = key_terms(k, of_keys, groups, tuple(q.shape[1:-2])) if of_keys else []
         if self.config.relative_scaled:
-            scale = self.config.head_dim**-0.5
-            queries, keys = [t * scale for t in queries], [t * scale for t in keys]
+            queries, keys = ([t * self.config.head_dim**-0.5 for t in terms] for terms in (queries, keys))
         return queries, keys
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from openmvit.config import BlockConfig
 from openmvit.nn.attention import MultiscaleAttention
-from openmvit.nn.fast import apply_linear, is_untouched, layer_norm
+from openmvit.nn.fast import apply_linear_to_tokens, is_untouched, layer_norm
 from openmvit.nn.grid import Tokens, each, max_pool
 from openmvit.nn.recompute import drops_activations, recomputed
 
@@ -25,12 +25,16 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., dim] -> [..., dim_out]`."""
+        return self.of_tokens(x, None)[0]
+
+    def of_tokens(self, x: Tensor, cls: Tensor | None) -> Tokens:
+        """The same for a grid and the class token beside it."""
         if not is_untouched(self.act, nn.GELU) or self.act.approximate != "none":
-            return self.fc2(self.act(self.fc1(x)))
+            return each(lambda t: self.fc2(self.act(self.fc1(t))), x, cls)
         # With a gradient only what enters the GELU is kept: its output is the widest tensor of a block.
         before = torch.is_grad_enabled()
-        hidden = apply_linear(self.fc1, x, gelu_after=not before)
-        return apply_linear(self.fc2, hidden, gelu_before=before)
+        hidden = apply_linear_to_tokens(self.fc1, x, cls, gelu_after=not before)
+        return apply_linear_to_tokens(self.fc2, *hidden, gelu_before=before)
 
 
 class DropPath(nn.Module):
@@ -93,14 +97,14 @@ class MultiscaleBlock(nn.Module):
 
     def _transform(self, x: Tensor, cls: Tensor | None) -> Tokens:
         normed = each(partial(layer_norm, self.norm2), x, cls)
-        branch = self._branch("gamma_2", *each(self.mlp, *normed))
+        mixed = self.mlp.of_tokens(*normed) if is_untouched(self.mlp, Mlp) else each(self.mlp, *normed)
+        branch = self._branch("gamma_2", *mixed)
         skip = self._widen(*normed) if self.config.dim_attn != self.config.dim_out else (x, cls)
         return _add(skip, branch)
 
     def _widen(self, x: Tensor, cls: Tensor | None) -> Tokens:
-        proj = self.proj
-        assert proj is not None
-        return each(lambda t: apply_linear(proj, t), x, cls)
+        assert self.proj is not None
+        return apply_linear_to_tokens(self.proj, x, cls)
 
     def _branch(self, gamma: str, x: Tensor, cls: Tensor | None) -> Tokens:
         if self.config.layer_scale:

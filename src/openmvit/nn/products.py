@@ -133,7 +133,7 @@ def _pieces(q: Tensor, k: Tensor) -> Iterator[tuple[slice | int, slice]]:
 
 def _share(total: int, most: int, unit: int) -> int:
     """Step by which a total is passed in equal shares of at most `most`, rounded up to the unit if that is larger."""
-    step = ceil(total / ceil(total / most))
+    step = max(1, ceil(total / max(1, ceil(total / most))))
     return step + -step % unit if most > unit else step
 
 
@@ -184,10 +184,13 @@ class _Products(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.how, *tensors = inputs
         ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)  # nobody may read the grid of the last block
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         needed = ctx.needs_input_grad[1:]
+        if grad is None:
+            return (None,) * (1 + len(needed))
         # Where a gradient of the gradient is to come, every step must have one.
         way = _gradients_of_whole if torch.is_grad_enabled() else _gradients
         with torch.autocast(grad.device.type, enabled=False), torch.enable_grad():
