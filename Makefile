@@ -35,9 +35,9 @@ demo-detection: $(VENV)/.stamp-package
 test: $(VENV)/.stamp-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST_FLAGS)
 
-# Tests that build, install, compile or start several processes; .ci/run runs them too.
+# Tests that build, install, compile or start several processes, two at a time as well.
 test-slow: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest -q -m slow $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadscope $(PYTEST_FLAGS)
 
 test-lowest: $(LOWEST)/.stamp-test
 	$(LOWEST)/bin/python -m pytest -q $(PYTEST_FLAGS)

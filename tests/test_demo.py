@@ -8,9 +8,16 @@ import torch
 from openmvit.cli import main
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
-def test_demo_image(tmp_path, capsys):
-    threads = torch.get_num_threads()
+def test_demo_image(tmp_path, capsys, two_threads):
     assert main(["demo", "image", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     last = re.fullmatch(r"demo image top1=(0\.\d{3}|1\.000) seconds=(\d+)", lines[-1])
@@ -19,7 +26,7 @@ def test_demo_image(tmp_path, capsys):
     pictures = sorted((tmp_path / "demo" / "pictures").iterdir())
     assert len(pictures) == 20 and pictures[0].name.startswith("0_")
     assert (tmp_path / "demo" / "image" / "exp" / "weights" / "best.safetensors").is_file()
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.slow

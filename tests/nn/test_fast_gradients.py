@@ -7,8 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from openmvit.config import MViTConfig
 from openmvit.model import MViT
-from openmvit.nn import products
-from openmvit.nn.fast import linear, linear_of_tokens
+from openmvit.nn import fast, products
 
 GROUPS, K_GRID = ((0,), (1,)), (2, 3)
 CLIP = MViTConfig(
@@ -42,7 +41,7 @@ def test_linear_layers_to_second_order(gelu):
     inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 4), (5, 4), (5,))]
 
     def layer(x, weight, bias):
-        return linear(x, weight, bias, gelu_before=gelu)
+        return fast.linear(x, None, weight, bias, gelu_before=gelu)[0]
 
     assert gradcheck(layer, inputs)
     assert gradgradcheck(layer, inputs)
@@ -121,35 +120,64 @@ def test_nothing_is_computed_for_frozen_keys(monkeypatch):
 
 @pytest.mark.parametrize("read", [(0,), (1,), (0, 1)])
 @pytest.mark.parametrize("gelu", [False, True])
-def test_grid_and_class_token_share_a_linear_layer(gelu, read):
+def test_grid_and_class_token_share_a_linear_layer(gelu, read, one_dnn):
     """Results and gradients of two calls; what nobody reads has no gradient."""
     torch.manual_seed(0)
     x, cls = torch.randn(2, 3, 4, 6, requires_grad=True), torch.randn(2, 1, 6, requires_grad=True)
     weight, bias = torch.randn(5, 6, requires_grad=True), torch.randn(5, requires_grad=True)
-    leaves = (x, cls, weight, bias)
-    together = linear_of_tokens(x, cls, weight, bias, gelu_before=gelu)
+    inputs = (x, cls, weight, bias)
+    together = fast.linear(x, cls, weight, bias, gelu_before=gelu)
     alone = [F.linear(F.gelu(t) if gelu else t, weight, bias) for t in (x, cls)]
-    for ours, plain in zip(together, alone, strict=True):
-        torch.testing.assert_close(ours, plain)
-    gradients = [
-        torch.autograd.grad(sum(side[i].square().sum() for i in read), leaves, allow_unused=True)
-        for side in (together, alone)
-    ]
-    for ours, plain in zip(*gradients, strict=True):
+    gradients = []
+    for side in (together, alone):
+        loss = sum(side[i].square().sum() for i in read)
+        gradients.append(torch.autograd.grad(loss, inputs, allow_unused=True))
+    for ours, plain in zip((*together, *gradients[0]), (*alone, *gradients[1]), strict=True):
         assert (ours is None) == (plain is None)
         torch.testing.assert_close(ours, plain)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("shape", [(8, 49, 49), (13, 196, 196), (2, 3136, 196), (1, 6272, 1569), (0, 4, 4), (3, 1, 9)])
-def test_pieces_hold_every_query_once(shape, threads, monkeypatch):
-    """Every query once, in pieces that fit."""
+def test_an_unread_grid_has_no_part_in_the_graph_of_the_class_token():
+    """Its memory is free at once, and a hook on what only it needs is never called."""
+    torch.manual_seed(0)
+    model, called = MViT(CLIP), []
+    model.blocks[-1].attn.rel_pos_h.register_hook(called.append)
+    model.blocks[0].attn.rel_pos_h.register_hook(called.append)
+    model(torch.randn(1, 3, *CLIP.input_size)).sum().backward()
+    assert len(called) == 1 and called[0] is not None
+
+
+def test_tokens_of_two_types_stay_an_error():
+    x, cls, weight = torch.randn(2, 3, 4), torch.randn(2, 1, 4, dtype=torch.float64), torch.randn(5, 4)
+    with pytest.raises(RuntimeError):
+        fast.linear(x, cls, weight, None)
+
+
+SHAPES = [(8, 49, 49), (64, 196, 196), (33, 196, 196), (2, 3136, 196), (1, 6272, 1569), (1, 130, 20000), (0, 4, 4)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 64])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("piece", [2**18, 2**21])
+def test_pieces_are_equal_shares(piece, shape, threads, monkeypatch):
+    """Every query once, in the fewest pieces that fit, of which only the last may be smaller."""
     batch, queries, keys = shape
+    monkeypatch.setattr(products, "PIECE", piece)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     q, k = torch.empty(batch, queries, 1), torch.empty(batch, keys, 1)
-    seen = torch.zeros(batch, queries)
+    seen, sizes = torch.zeros(batch, queries), []
     for some, rows in products._pieces(q, k):
         seen[some, rows] += 1
-        count = len(range(batch)[some]) if isinstance(some, slice) else 1
-        assert count * len(range(queries)[rows]) * keys * 4 <= threads * (products.PIECE + products.BLOCK * keys * 4)
+        sizes.append(seen[some, rows].numel())
+        assert sizes[-1] * keys * 4 <= min(threads, products.MOST_THREADS) * max(piece, keys * 4)
     assert (seen == 1).all()
+    per_matrix = sizes if queries * keys * 4 <= piece // 2 else sizes[: len(sizes) // max(batch, 1)]
+    assert len(set(per_matrix[:-1])) <= 1 and all(size >= per_matrix[-1] for size in per_matrix)
+
+
+@pytest.mark.parametrize(
+    ("total", "most", "unit", "step"),
+    [(1600, 668, 64, 576), (1569, 1569, 64, 1569), (130, 100, 64, 64), (32, 13, 2, 12), (5, 4, 2, 4), (7, 3, 64, 3)],
+)
+def test_a_share_is_in_whole_units_and_the_last_is_no_remainder(total, most, unit, step):
+    assert products._share(total, most, unit) == step

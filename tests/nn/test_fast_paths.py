@@ -13,9 +13,19 @@ from openmvit.errors import UserError
 from openmvit.model import MViT
 from openmvit.nn import attention, fast, products
 from openmvit.nn.attention import MultiscaleAttention, attend, attend_by_hand, attend_in_channels
-from openmvit.nn.fast import apply_linear, depthwise, linear, one_dnn_pays
+from openmvit.nn.fast import depthwise, one_dnn_pays
 from openmvit.nn.grid import conv, each
 from openmvit.nn.relative import key_indicators, query_terms, write_out
+
+
+def linear(x, weight, bias, **how):
+    """Of a grid alone, as most tests want it."""
+    return fast.linear(x, None, weight, bias, **how)[0]
+
+
+def apply_linear(layer, x, **how):
+    return fast.apply_linear(layer, x, None, **how)[0]
+
 
 TRIED_ON = ("2.11", "2.14", "2.15")
 """Releases of torch whose private linear layer was compared with the public one."""
@@ -39,17 +49,6 @@ FORMS = {
     "odd_clip": CLIP | {"input_size": (3, 28, 44), "cls_token": True},
     "odd_windows": IMAGE | {"input_size": (28, 44), "window": ((5, 3), (3, 5)), "adaptive_kv_stride": (1, 1)},
 }
-
-
-@pytest.fixture
-def one_dnn(monkeypatch):
-    """oneDNN on any processor."""
-    monkeypatch.setenv("OPENMVIT_ONEDNN", "1")
-    one_dnn_pays.cache_clear()
-    if not one_dnn_pays(torch.float32):
-        pytest.skip(f"torch {torch.__version__} has no oneDNN linear layer")
-    yield
-    one_dnn_pays.cache_clear()
 
 
 def network(fields):
@@ -84,7 +83,7 @@ def plainly(monkeypatch, model, x, bf16=False):
         patch.setattr(attention, "products_pay", lambda *_: False)
         patch.setattr(fast, "on_plain_cpu", lambda _: False)
         patch.setattr(attention, "on_plain_cpu", lambda _: False)
-        patch.setattr(fast, "linear_of_tokens", plain_linear)
+        patch.setattr(fast, "linear", plain_linear)
         return outputs(model, x, bf16)
 
 
@@ -123,12 +122,14 @@ def test_bf16_is_that_of_the_plain_path(form, monkeypatch, one_dnn):
     assert float((ours - plain).norm() / plain.norm()) < 1e-2
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("piece", [2**20, 3 * 6 * 8 * 20, 8])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("rows", [0, 1])
-def test_products_are_softmax_attention(rows, scaled, piece, monkeypatch):
+def test_products_are_softmax_attention(rows, scaled, piece, threads, monkeypatch):
     """In float64 to the last digits, whatever the pieces; gradients against finite differences."""
     monkeypatch.setattr(products, "PIECE", piece)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     torch.manual_seed(0)
     groups, k_grid = ((0,), (1,)), (2, 3)
     q = torch.randn(2, 4, 5, 2, 3, dtype=torch.float64, requires_grad=True)
@@ -355,13 +356,13 @@ def test_a_hooked_projection_sees_what_the_norm_gave(fused):
 
 def test_one_copy_serves_three_projections(monkeypatch):
     model = network(IMAGE | {"absolute_position": "joint"})
-    plain, types = fast.linear_of_tokens, []
+    plain, types = fast.linear, []
 
     def noted(x, cls, weight, bias, **how):
         types.append(x.dtype)
         return plain(x, cls, weight, bias, **how)
 
-    monkeypatch.setattr(fast, "linear_of_tokens", noted)
+    monkeypatch.setattr(fast, "linear", noted)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model.blocks[0].attn(torch.randn(1, 8, 14, 16))
     assert types[:3] == [torch.bfloat16] * 3

@@ -76,15 +76,15 @@ class MultiscaleAttention(nn.Module):
     def _projections(self) -> list[Callable[[Tensor, Tensor | None], Tokens]]:
         """What makes q, k and v of tokens, `[..., dim] -> [..., dim_attn]`; each result is contiguous."""
         if self.config.separate_qkv:
-            return [partial(fast.apply_linear_to_tokens, getattr(self, name)) for name in "qkv"]
+            return [partial(fast.apply_linear, getattr(self, name)) for name in "qkv"]
         if not fast.is_untouched(self.qkv, nn.Linear):
             whole = cache(self.qkv)  # called once for all three
-            third = [lambda t, i=i: whole(t).unflatten(-1, (3, -1))[..., i, :].contiguous() for i in range(3)]
-            return [partial(each, one) for one in third]
+            thirds = [lambda t, i=i: whole(t).unflatten(-1, (3, -1))[..., i, :].contiguous() for i in range(3)]
+            return [partial(each, third) for third in thirds]
         # Narrowed and cut once, so that in the backward pass one copy puts the three gradients together.
         weights = fast.narrowed(self.qkv.weight).unflatten(0, (3, -1)).unbind()
         biases = (None,) * 3 if self.qkv.bias is None else fast.narrowed(self.qkv.bias).unflatten(0, (3, -1)).unbind()
-        return [partial(fast.linear_of_tokens, weight=w, bias=b) for w, b in zip(weights, biases, strict=True)]
+        return [partial(fast.linear, weight=w, bias=b) for w, b in zip(weights, biases, strict=True)]
 
     def _pool(self, name: str, x: Tensor, cls: Tensor | None) -> Tokens:
         """Pool the grid, then norm grid and class row per fold; `[B, *grid, C] -> [B, *pooled, C]`."""
@@ -118,7 +118,7 @@ class MultiscaleAttention(nn.Module):
         if q_cls is not None and k_cls is not None and v_cls is not None:
             way = attend_by_products if products_pay(q) else attend
             out_cls = way(q_cls, _rows(k_cls, k), _rows(v_cls, v))
-        return fast.apply_linear_to_tokens(self.proj, *each(lambda t: t.flatten(-2), out, out_cls))
+        return fast.apply_linear(self.proj, *each(lambda t: t.flatten(-2), out, out_cls))
 
     def _attend_windows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Each window on its own: `[B, *q_grid, h, c]` on `[B * windows, *k_window, h, c]` -> `[B, *q_grid, h, c]`.

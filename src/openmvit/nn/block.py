@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from openmvit.config import BlockConfig
 from openmvit.nn.attention import MultiscaleAttention
-from openmvit.nn.fast import apply_linear_to_tokens, is_untouched, layer_norm
+from openmvit.nn.fast import apply_linear, is_untouched, layer_norm
 from openmvit.nn.grid import Tokens, each, max_pool
 from openmvit.nn.recompute import drops_activations, recomputed
 
@@ -23,18 +23,16 @@ class Mlp(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, dim_out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., dim] -> [..., dim_out]`."""
-        return self.of_tokens(x, None)[0]
-
-    def of_tokens(self, x: Tensor, cls: Tensor | None) -> Tokens:
-        """The same for a grid and the class token beside it."""
-        if not is_untouched(self.act, nn.GELU) or self.act.approximate != "none":
-            return each(lambda t: self.fc2(self.act(self.fc1(t))), x, cls)
-        # With a gradient only what enters the GELU is kept: its output is the widest tensor of a block.
-        before = torch.is_grad_enabled()
-        hidden = apply_linear_to_tokens(self.fc1, x, cls, gelu_after=not before)
-        return apply_linear_to_tokens(self.fc2, *hidden, gelu_before=before)
+    def forward(self, x: Tensor, cls: Tensor | None = None) -> Tensor | Tokens:
+        """`[..., dim] -> [..., dim_out]`; with a class token beside the grid, both."""
+        if is_untouched(self.act, nn.GELU) and self.act.approximate == "none":
+            # With a gradient only what enters the GELU is kept: its output is the widest tensor of a block.
+            before = torch.is_grad_enabled()
+            hidden = apply_linear(self.fc1, x, cls, gelu_after=not before)
+            out = apply_linear(self.fc2, *hidden, gelu_before=before)
+        else:
+            out = each(lambda t: self.fc2(self.act(self.fc1(t))), x, cls)
+        return out[0] if cls is None else out
 
 
 class DropPath(nn.Module):
@@ -97,14 +95,14 @@ class MultiscaleBlock(nn.Module):
 
     def _transform(self, x: Tensor, cls: Tensor | None) -> Tokens:
         normed = each(partial(layer_norm, self.norm2), x, cls)
-        mixed = self.mlp.of_tokens(*normed) if is_untouched(self.mlp, Mlp) else each(self.mlp, *normed)
+        mixed: Tokens = (self.mlp(normed[0]), None) if cls is None else self.mlp(*normed)
         branch = self._branch("gamma_2", *mixed)
         skip = self._widen(*normed) if self.config.dim_attn != self.config.dim_out else (x, cls)
         return _add(skip, branch)
 
     def _widen(self, x: Tensor, cls: Tensor | None) -> Tokens:
         assert self.proj is not None
-        return apply_linear_to_tokens(self.proj, x, cls)
+        return apply_linear(self.proj, x, cls)
 
     def _branch(self, gamma: str, x: Tensor, cls: Tensor | None) -> Tokens:
         if self.config.layer_scale:

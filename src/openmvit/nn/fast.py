@@ -1,6 +1,6 @@
 """Which of several ways to the same result is the faster one here: the one place where that is decided.
 
-Every choice depends on device, type and shape alone, never on a clock: a run repeats to the last bit.
+Every choice depends on device, type, shape and number of threads, never on a clock: a run repeats to the last bit.
 """
 
 from __future__ import annotations
@@ -141,30 +141,18 @@ def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return type(layer) is kind and "forward" not in vars(layer) and not any(hooks)
 
 
-def apply_linear(layer: nn.Module, x: Tensor, *, gelu_before: bool = False, gelu_after: bool = False) -> Tensor:
-    """A linear layer with the exact GELU before or after it; one that is not untouched is called itself."""
-    return apply_linear_to_tokens(layer, x, None, gelu_before=gelu_before, gelu_after=gelu_after)[0]
-
-
-def apply_linear_to_tokens(
+def apply_linear(
     layer: nn.Module, x: Tensor, cls: Tensor | None, *, gelu_before: bool = False, gelu_after: bool = False
 ) -> Tokens:
-    """`apply_linear` to a grid and to the class token beside it; see `linear_of_tokens`."""
+    """A linear layer with the exact GELU before or after it; one that is not untouched is called itself."""
     if is_untouched(layer, nn.Linear):
         assert isinstance(layer, nn.Linear)
-        return linear_of_tokens(x, cls, layer.weight, layer.bias, gelu_before=gelu_before, gelu_after=gelu_after)
+        return linear(x, cls, layer.weight, layer.bias, gelu_before=gelu_before, gelu_after=gelu_after)
     x, cls = each(lambda t: layer(F.gelu(t) if gelu_before else t), x, cls)
     return each(F.gelu, x, cls) if gelu_after else (x, cls)
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu_before: bool = False, gelu_after: bool = False
-) -> Tensor:
-    """`[..., C] -> [..., C_out]`. Of a GELU before it only the input is kept for the backward pass."""
-    return linear_of_tokens(x, None, weight, bias, gelu_before=gelu_before, gelu_after=gelu_after)[0]
-
-
-def linear_of_tokens(
     x: Tensor,
     cls: Tensor | None,
     weight: Tensor,
@@ -173,14 +161,18 @@ def linear_of_tokens(
     gelu_before: bool = False,
     gelu_after: bool = False,
 ) -> Tokens:
-    """`linear` of a grid and of the class token: the weights are cast once for both."""
+    """`[..., C] -> [..., C_out]` for a grid and for the class token beside it, which share one cast of the weights.
+
+    Of a GELU before it only the input is kept for the backward pass.
+    """
     # A graph without values shows the layers themselves to those who count, compile or export it.
     device, values = x.device.type, not _traced() and has_autocast(x.device.type)
     autocast = autocast_type(x) if values and weight.dtype != torch.float64 else None
     dtype = autocast or weight.dtype
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, cls, weight, bias))
     one_dnn = values and device == "cpu" and dtype in TYPES and one_dnn_pays(dtype)
-    fits = values and (autocast is not None or x.dtype == dtype) and type(weight) in (Tensor, nn.Parameter)
+    one_type = x.dtype == dtype and (cls is None or cls.dtype == dtype)
+    fits = values and (autocast is not None or one_type) and type(weight) in (Tensor, nn.Parameter)
     if not (fits and (one_dnn or (grad and gelu_before))):
         x, cls = each(lambda t: F.linear(F.gelu(t) if gelu_before else t, weight, bias), x, cls)
         return each(F.gelu, x, cls) if gelu_after else (x, cls)
@@ -188,7 +180,8 @@ def linear_of_tokens(
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     if not grad:
         return each(lambda t: _product(F.gelu(t) if gelu_before else t, weight, bias, gelu_after), x, cls)
-    x, cls = _Linear.apply(weight, bias, gelu_before, x, cls)
+    # A call each: the grid of a last block that nobody reads is to have no part in the class token's graph.
+    x, cls = each(lambda t: _Linear.apply(t, weight, bias, gelu_before), x, cls)
     return each(F.gelu, x, cls) if gelu_after else (x, cls)
 
 
@@ -251,36 +244,24 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False)
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(weight: Tensor, bias: Tensor | None, gelu: bool, x: Tensor, cls: Tensor | None) -> Tokens:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return each(lambda t: _product(F.gelu(t) if gelu else t, weight, bias), x, cls)
+            return _product(F.gelu(x) if gelu else x, weight, bias)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tokens) -> None:
-        weight, _, ctx.gelu, *tokens = inputs
-        ctx.save_for_backward(weight, *tokens)
-        ctx.set_materialize_grads(False)  # a grid that nobody reads has no gradient, and costs none
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.gelu = inputs[3]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # Where a gradient of the gradient is to come, every step must have one.
         way = _gradients_of_public if torch.is_grad_enabled() else _gradients
-        weight, *tokens = ctx.saved_tensors
-        of_weight, of_bias, of_tokens = None, None, []
-        with torch.autocast(weight.device.type, enabled=False):
-            for x, grad, needed in zip(tokens, grads, ctx.needs_input_grad[3:], strict=True):
-                of_x, more = None, None
-                if grad is not None:
-                    of_x, more = way(x, weight, ctx.gelu, grad, (needed, ctx.needs_input_grad[0]))
-                    if ctx.needs_input_grad[1]:
-                        of_bias = _sum(of_bias, grad.flatten(0, -2).sum(0))
-                of_weight = _sum(of_weight, more)
-                of_tokens.append(of_x)
-        return of_weight, of_bias, None, *of_tokens
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
+        x, weight = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            of_x, of_weight = way(x, weight, ctx.gelu, grad, ctx.needs_input_grad)
+            of_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return of_x, of_weight, of_bias, None
 
 
 def _gradients_of_public(

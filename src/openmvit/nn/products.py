@@ -19,9 +19,11 @@ How = tuple[Groups, Size, bool]
 """Axis of each table, grid of the keys, and whether the term is divided by the square root of c."""
 
 PIECE = 2**21
-"""Bytes of scores that each thread holds at a time: about what the second level of a core's cache takes."""
+"""Bytes of scores for each thread that are held at a time, chosen by measurement (benchmarks/NOTES.md)."""
 BLOCK = 64
-"""Rows of a product that the library gives to a thread as one: pieces are multiples of it."""
+"""Rows that pieces of one matrix are multiples of, so that products of odd sizes are few."""
+MOST_THREADS = 8
+"""Threads that pieces grow for: more share the pieces of eight."""
 
 
 def attend_in_channels(q: Tensor, k: Tensor, v: Tensor, terms: Sequence[Tensor], position: Tensor) -> Tensor:
@@ -114,27 +116,33 @@ def _heads_last(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _pieces(q: Tensor, k: Tensor) -> Iterator[tuple[slice | int, slice]]:
-    """Which part of the batch and which queries: equal shares of at most about `PIECE` of scores a thread.
+    """Which part of the batch and which queries: equal shares of at most `PIECE` of scores a thread, or one query's.
 
     A single element of the batch is named by its number: the library copies transposed batches of one, and is slower
     with few large matrices at once than with one after the other.
     """
     batch, queries, keys = *q.shape[:2], k.shape[1]
-    threads, of_query = torch.get_num_threads(), keys * q.element_size()
-    whole = threads * PIECE // (queries * of_query)
-    if whole >= 2 * threads:
-        step = _share(batch, whole, threads)
+    threads = min(torch.get_num_threads(), MOST_THREADS)
+    most, of_query = threads * PIECE, keys * q.element_size()
+    if 0 < queries * of_query <= PIECE // 2:
+        step = _share(batch, most // (queries * of_query), threads)
         yield from ((slice(first, first + step), slice(queries)) for first in range(0, batch, step))
         return
-    step = _share(queries, max(1, threads * PIECE // of_query), BLOCK)
+    step = _share(queries, most // max(1, of_query), BLOCK)
     for one in range(batch):
         yield from ((one, slice(first, min(first + step, queries))) for first in range(0, queries, step))
 
 
 def _share(total: int, most: int, unit: int) -> int:
-    """Step by which a total is passed in equal shares of at most `most`, rounded up to the unit if that is larger."""
-    step = max(1, ceil(total / max(1, ceil(total / most))))
-    return step + -step % unit if most > unit else step
+    """Step that passes a total in the fewest steps of at most `most`, nearly equal ones of whole units.
+
+    Where `most` is less than a unit, a unit is 1; a step is at least that.
+    """
+    if total <= most:
+        return max(1, total)
+    unit = unit if most >= unit else 1
+    units = ceil(total / unit)
+    return unit * ceil(units / ceil(units / max(1, most // unit)))
 
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:
@@ -184,13 +192,10 @@ class _Products(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.how, *tensors = inputs
         ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)  # nobody may read the grid of the last block
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         needed = ctx.needs_input_grad[1:]
-        if grad is None:
-            return (None,) * (1 + len(needed))
         # Where a gradient of the gradient is to come, every step must have one.
         way = _gradients_of_whole if torch.is_grad_enabled() else _gradients
         with torch.autocast(grad.device.type, enabled=False), torch.enable_grad():
