@@ -37,7 +37,7 @@ test: $(VENV)/.stamp-test
 
 # Tests that build, install, compile or start several processes, two at a time as well.
 test-slow: $(VENV)/.stamp-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadscope $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist worksteal $(PYTEST_FLAGS)
 
 test-lowest: $(LOWEST)/.stamp-test
 	$(LOWEST)/bin/python -m pytest -q $(PYTEST_FLAGS)

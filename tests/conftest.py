@@ -10,6 +10,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("network")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    # Minutes each: whoever shares the rest among processes must begin with them.
+    items.sort(key=lambda item: item.path.name != "test_demo.py")
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 
