@@ -20,6 +20,7 @@ def test_hanging_rank_is_named_within_a_minute(start) -> None:
 @pytest.mark.slow
 def test_error_on_one_rank_ends_all_and_shows_its_traceback(start) -> None:
     training = start(ranks=2, batch=7, workers=0, damage="bug,1,2")
+    training.wait_for(1)
     begin = time.monotonic()
     assert training.end(60) != 0
     assert time.monotonic() - begin < 60

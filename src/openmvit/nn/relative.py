@@ -115,7 +115,8 @@ def write_out(
     total, ndim = None, len(q_grid)
     for term, group in zip(of_queries, groups, strict=len(of_queries) > 0):
         sizes = dict(zip(group, term.shape[2 + ndim :], strict=True))
-        term = term.view(*term.shape[: 2 + ndim], *(sizes.get(a, 1) for a in range(ndim)))
+        # Contiguous, or the sum, which is as large as all pairs, would have to be copied into the order of pairs.
+        term = term.contiguous().view(*term.shape[: 2 + ndim], *(sizes.get(a, 1) for a in range(ndim)))
         total = term if total is None else total + term
     for term, group in zip(of_keys, groups, strict=len(of_keys) > 0):
         sizes = dict(zip(group, term.shape[2:], strict=False))
