@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from openmvit.benchmark.case import Case
 from openmvit.measuring import Step, seconds_of
 from openmvit.nn.fast import one_dnn_linear
+from openmvit.nn.precision import widely
 
 _REPEATS = 5
 
@@ -23,10 +24,10 @@ Linear = Callable[[Tensor, Tensor], Tensor]
 """`x [rows, inner], w [cols, inner] -> [rows, cols]`."""
 
 
-def onednn_linear() -> Linear | None:
-    """oneDNN's linear layer; None where this version of torch has none."""
+def onednn_linear(dtype: torch.dtype) -> Linear | None:
+    """oneDNN's linear layer; None where this version of torch has none, or the processor none of this type."""
     try:
-        one_dnn_linear(torch.ones(2, 4), torch.ones(3, 4), None)
+        one_dnn_linear(torch.ones(2, 4, dtype=dtype), torch.ones(3, 4, dtype=dtype), None)
     except (AttributeError, RuntimeError):
         return None
     return lambda x, w: one_dnn_linear(x, w, None)
@@ -35,14 +36,14 @@ def onednn_linear() -> Linear | None:
 def linear_layers(case: Case) -> tuple[list[Step], float]:
     """The linear layers that the machine has to offer, and the operations of one call.
 
-    On a CPU 1568 x 384 x 1536 by the ordinary and, where this version has it, the oneDNN linear; on CUDA 8192 cubed,
-    since a small product measures the launch.
+    On a CPU 1568 x 384 x 1536 by the ordinary and, where there is one, the oneDNN linear; of bf16 where the processor
+    cannot multiply it, by the ordinary one in float32. On CUDA 8192 cubed, since a small product measures the launch.
     """
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
     rows, inner, cols = (1568, 384, 1536) if case.on.type == "cpu" else (8192, 8192, 8192)
     x, w = torch.randn(rows, inner, device=case.on, dtype=dtype), torch.randn(cols, inner, device=case.on, dtype=dtype)
-    layers: list[Step] = [lambda: F.linear(x, w)]
-    onednn = onednn_linear()
+    layers: list[Step] = [lambda: widely(F.linear, x, w)]
+    onednn = onednn_linear(dtype)
     if case.on.type == "cpu" and onednn is not None:
         layers.append(lambda: onednn(x, w))
     return layers, 2.0 * rows * inner * cols
@@ -63,7 +64,7 @@ class Product:
         return 2.0 * torch.Size(first).numel() * second[-1]
 
     def ways(self, device: torch.device) -> list[Step]:
-        """The same product of random numbers as it was called and, on a CPU, by oneDNN's linear layer."""
+        """The same product of random numbers as it was called (see `widely`) and, on a CPU, by oneDNN's linear layer."""
         a, b = (
             # Where a factor is repeated along an axis (stride 0), it stands there in full.
             torch.empty_strided(size, stride, dtype=self.dtype, device=device).normal_()
@@ -71,8 +72,8 @@ class Product:
             else torch.randn(size, dtype=self.dtype, device=device)
             for size, stride in zip(self.sizes, self.strides, strict=True)
         )
-        steps: list[Step] = [lambda: torch.matmul(a, b)]
-        onednn = onednn_linear()
+        steps: list[Step] = [lambda: widely(torch.matmul, a, b)]
+        onednn = onednn_linear(self.dtype)
         if device.type == "cpu" and onednn is not None:
             turned = b.mT.contiguous()  # as a layer holds its weights
             if a.ndim == 2:

@@ -15,6 +15,7 @@ from openmvit.nn import fast
 from openmvit.nn.fast import on_plain_cpu, products_pay
 from openmvit.nn.grid import Tokens, each, merge, partition, same_region
 from openmvit.nn.pooling import TokenPool
+from openmvit.nn.precision import narrowed, narrowed_weight, widely
 from openmvit.nn.products import attend_by_products, attend_in_channels
 from openmvit.nn.relative import key_indicators, key_terms, query_terms, value_term, write_out
 from openmvit.nn.symbolic import is_symbolic
@@ -56,13 +57,9 @@ class MultiscaleAttention(nn.Module):
         self.proj = nn.Linear(dim_attn, dim_attn)
 
     def _add_pool(self, name: str, dim: int, kernel: Size, stride: Size) -> None:
-        pool, norm = None, None
-        if kernel:
-            pool = TokenPool(self.config.pool_mode, dim, kernel, stride)
-            if self.config.pool_mode in ("conv", "conv_unshared"):
-                norm = nn.LayerNorm(dim, eps=self.config.pool_norm_eps)
-        setattr(self, f"pool_{name}", pool)
-        setattr(self, f"norm_{name}", norm)
+        normed = bool(kernel) and self.config.pool_mode in ("conv", "conv_unshared")
+        setattr(self, f"pool_{name}", TokenPool(self.config.pool_mode, dim, kernel, stride) if kernel else None)
+        setattr(self, f"norm_{name}", nn.LayerNorm(dim, eps=self.config.pool_norm_eps) if normed else None)
 
     def tables(self, term: str = "q") -> list[Tensor]:
         """Relative tables `[*lengths, c]` that meet queries, keys or values, one per group of axes."""
@@ -82,8 +79,8 @@ class MultiscaleAttention(nn.Module):
             thirds = [lambda t, i=i: whole(t).unflatten(-1, (3, -1))[..., i, :].contiguous() for i in range(3)]
             return [partial(each, third) for third in thirds]
         # Narrowed and cut once, so that in the backward pass one copy puts the three gradients together.
-        weights = fast.narrowed(self.qkv.weight).unflatten(0, (3, -1)).unbind()
-        biases = (None,) * 3 if self.qkv.bias is None else fast.narrowed(self.qkv.bias).unflatten(0, (3, -1)).unbind()
+        weights, biases = each(lambda t: narrowed_weight(t).unflatten(0, (3, -1)), self.qkv.weight, self.qkv.bias)
+        biases = (None,) * 3 if biases is None else biases
         return [partial(fast.linear, weight=w, bias=b) for w, b in zip(weights, biases, strict=True)]
 
     def _pool(self, name: str, x: Tensor, cls: Tensor | None) -> Tokens:
@@ -99,7 +96,7 @@ class MultiscaleAttention(nn.Module):
         """Of q, k and v the grid `[B, *pooled, h, c]` and the class row `[B, 1, h, c]`; k and v cut into windows."""
         layers = [self.q, self.k, self.v] if self.config.separate_qkv else [self.qkv]
         if not self.config.pool_first and all(fast.is_untouched(layer, nn.Linear) for layer in layers):
-            x, cls = each(fast.narrowed, x, cls)
+            x, cls = each(narrowed, x, cls)
         for name, project in zip("qkv", self._projections(), strict=True):
             part = project(*self._pool(name, x, cls)) if self.config.pool_first else self._pool(name, *project(x, cls))
             part = each(lambda t: t.unflatten(-1, (self.num_heads, -1)), *part)
@@ -110,14 +107,15 @@ class MultiscaleAttention(nn.Module):
     def forward(self, x: Tensor, cls: Tensor | None = None) -> Tokens:
         """`[B, *grid, dim]` -> `[B, *q_grid, dim_attn]`, and the class token beside it."""
         (q, q_cls), (k, k_cls), (v, v_cls) = self._heads(x, cls)
-        out = self._attend_windows(q, k, v) if self.config.window else self._attend_grid(q, k, v, k_cls, v_cls)
+        windows = self.config.window
+        out = widely(self._attend_windows, q, k, v) if windows else widely(self._attend_grid, q, k, v, k_cls, v_cls)
         if self.config.residual_pooling:
             # In this order the sum has the memory order of the queries, as the projection wants it.
             out = q + out
         out_cls = None
         if q_cls is not None and k_cls is not None and v_cls is not None:
             way = attend_by_products if products_pay(q) else attend
-            out_cls = way(q_cls, _rows(k_cls, k), _rows(v_cls, v))
+            out_cls = widely(way, q_cls, _rows(k_cls, k), _rows(v_cls, v))
         return fast.apply_linear(self.proj, *each(lambda t: t.flatten(-2), out, out_cls))
 
     def _attend_windows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

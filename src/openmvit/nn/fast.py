@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from openmvit.config import Size
 from openmvit.errors import UserError
 from openmvit.nn.grid import Tokens, conv, each
+from openmvit.nn.precision import autocast_type, has_autocast, narrowed_weight, widely, widens
 
 TYPES = (torch.float32, torch.bfloat16)
 
@@ -37,25 +38,6 @@ def _traced() -> bool:
 
 # Not public, and there is no public name: `tests/nn/test_fast_paths.py` names the releases it was tried on.
 is_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-
-
-def autocast_type(x: Tensor) -> torch.dtype | None:
-    """The type that autocast gives to products on the device of a tensor; None where it is off, or x is float64."""
-    device = x.device.type
-    autocast = has_autocast(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if autocast else None
-
-
-def has_autocast(device: str) -> bool:
-    """Whether a type of device has autocast."""
-    # The compiler of torch 2.11 cannot ask the library.
-    return device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
-
-
-def narrowed(x: Tensor) -> Tensor:
-    """In the type that autocast gives to products: of several layers that read x each would make a copy of its own."""
-    dtype = autocast_type(x)
-    return x if dtype is None else x.to(dtype)
 
 
 def layer_norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -104,9 +86,10 @@ def most_scores(q: Tensor, most: int) -> int:
 def one_dnn_pays(dtype: torch.dtype) -> bool:
     """Whether linear layers go to oneDNN by name; `OPENMVIT_ONEDNN` = 1 or 0 decides, and by default the processor.
 
-    The framework sends float32 products to MKL, which is at its best on processors of its maker only. The operator is
-    the framework's, but not public: `tests/nn/test_fast_paths.py` names the releases it was tried on. Where it is
-    missing, or the processor has no instructions for the type, the public one is used.
+    The framework sends float32 products to MKL, which uses AVX-512 on processors of its maker only; without AVX-512
+    MKL is the faster one of both on AMD too. The operator is the framework's, but not public:
+    `tests/nn/test_fast_paths.py` names the releases it was tried on. Where it is missing, or the processor has no
+    instructions for the type, the public one is used.
 
     Raises:
         UserError: if the setting is neither 0 nor 1.
@@ -114,7 +97,8 @@ def one_dnn_pays(dtype: torch.dtype) -> bool:
     setting = os.environ.get("OPENMVIT_ONEDNN", "")
     if setting not in ("", "0", "1"):
         raise UserError(f"OPENMVIT_ONEDNN is {setting!r}", "Set it to 1 or 0, or not at all")
-    if setting == "0" or (not setting and "AuthenticAMD" not in _processor()):
+    suits = "AuthenticAMD" in _processor() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    if setting == "0" or (not setting and not suits):
         return False
     try:
         one_dnn_linear(torch.ones(2, 4, dtype=dtype), torch.ones(3, 4, dtype=dtype), torch.ones(3, dtype=dtype))
@@ -170,14 +154,14 @@ def linear(
     autocast = autocast_type(x) if values and weight.dtype != torch.float64 else None
     dtype = autocast or weight.dtype
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, cls, weight, bias))
-    one_dnn = values and device == "cpu" and dtype in TYPES and one_dnn_pays(dtype)
     one_type = x.dtype == dtype and (cls is None or cls.dtype == dtype)
     fits = values and (autocast is not None or one_type) and type(weight) in (Tensor, nn.Parameter)
-    if not (fits and (one_dnn or (grad and gelu_before))):
+    on_cpu = values and device == "cpu" and dtype in TYPES and (widens(x) or gelu_after or one_dnn_pays(dtype))
+    if not (fits and (on_cpu or (grad and gelu_before))):
         x, cls = each(lambda t: F.linear(F.gelu(t) if gelu_before else t, weight, bias), x, cls)
         return each(F.gelu, x, cls) if gelu_after else (x, cls)
     x, cls = each(lambda t: t.to(dtype), x, cls)
-    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    weight, bias = each(narrowed_weight, weight, bias)
     if not grad:
         return each(lambda t: _product(F.gelu(t) if gelu_before else t, weight, bias, gelu_after), x, cls)
     # A call each: the grid of a last block that nobody reads is to have no part in the class token's graph.
@@ -198,7 +182,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
         return _by_frames(x, weight, stride, padding) if by_frames else _channels_first(x, weight, stride, padding)
     if not (torch.is_grad_enabled() and on_plain_cpu(x)):
         return conv(x, weight, None, stride, padding, groups=x.shape[-1])
-    if x.dtype == torch.bfloat16 and prod(stride) > 1:
+    if x.dtype == torch.bfloat16 and (prod(stride) > 1 or widens(x)):
         with torch.autocast("cpu", enabled=False):
             return depthwise(x.float(), weight.float(), stride, padding).to(x.dtype)
     if len(stride) == 3 and _fits_frames(weight, stride, padding):
@@ -236,10 +220,12 @@ def _channels_first(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> T
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    if widens(x):
+        return widely(_product, x, weight, bias, gelu)
     if x.device.type == "cpu" and x.dtype in TYPES and one_dnn_pays(x.dtype):
         return one_dnn_linear(x, weight, bias, gelu=gelu)
     x = F.linear(x, weight, bias)
-    return F.gelu(x) if gelu else x
+    return torch.ops.aten.gelu_(x) if gelu else x
 
 
 class _Linear(torch.autograd.Function):
@@ -267,7 +253,7 @@ class _Linear(torch.autograd.Function):
 def _gradients_of_public(
     x: Tensor, weight: Tensor, gelu: bool, grad: Tensor, needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    out = F.linear(F.gelu(x) if gelu else x, weight)
+    out = widely(F.linear, F.gelu(x) if gelu else x, weight)
     inputs = [t for t, one in zip((x, weight), needed, strict=False) if one]
     found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True) if inputs else ())
     return next(found) if needed[0] else None, next(found) if needed[1] else None
@@ -282,5 +268,9 @@ def _gradients(
         if gelu:  # into the same memory: it is the widest tensor of a block
             torch.ops.aten.gelu_backward.grad_input(of_x, x, grad_input=of_x)
     if needed[1]:
-        of_weight = grad.flatten(0, -2).T @ (F.gelu(x) if gelu else x).flatten(0, -2)
+        of_weight = widely(_transposed_product, grad, F.gelu(x) if gelu else x)
     return of_x, of_weight
+
+
+def _transposed_product(grad: Tensor, x: Tensor) -> Tensor:
+    return grad.flatten(0, -2).T @ x.flatten(0, -2)

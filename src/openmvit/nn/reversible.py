@@ -15,7 +15,7 @@ from openmvit.config import BlockConfig
 from openmvit.errors import UserError
 from openmvit.nn.attention import MultiscaleAttention
 from openmvit.nn.block import DropPath, Mlp
-from openmvit.nn.fast import has_autocast
+from openmvit.nn.precision import has_autocast
 
 
 class _Branches(nn.Module):
