@@ -1,4 +1,4 @@
-"""Run the published comparisons and write one table per file, each with its command.
+"""Run the published comparisons and write one table per file, each with its command, by the instructions of the CPU.
 
 python benchmarks/tables.py                            all of them, for an hour or two
 python benchmarks/tables.py image_fp32_infer --mode eager            nothing is compiled: minutes
@@ -9,6 +9,7 @@ python benchmarks/tables.py --targets                  times nothing: targets.md
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,11 +72,12 @@ def section(arguments: str, text: str) -> str:
     return f"## `openmvit bench {arguments}`\n\n{body}\n\n`{summary}`"
 
 
-def write(name: str, note: str, extra: str, mode: str | None = None) -> None:
+def write(name: str, note: str, extra: str, mode: str | None = None, first: bool = False) -> None:
     """Make one table; the file appears when all of its comparisons have succeeded.
 
     Args:
         mode: leave the comparisons in the other mode out.
+        first: leave other networks than the first one out.
     """
     if name in MEMORY:
         command = [sys.executable, str(FOLDER / "memory.py"), name.removeprefix("memory_")]
@@ -84,9 +86,17 @@ def write(name: str, note: str, extra: str, mode: str | None = None) -> None:
     chosen = [one + extra for one in TABLES[name] if mode is None or (mode == "best") == ("--mode best" in one)]
     if not chosen:
         return
+    chosen = [one for one in chosen if not first or one.split()[0] == chosen[0].split()[0]]
     sections = [section(arguments, run(arguments)) for arguments in chosen]
-    head = HEAD.format(name=name, note=note).rstrip()
-    (FOLDER / f"{name}.md").write_text("\n\n".join([head, *sections]) + "\n")
+    page = FOLDER / instructions(sections[0]) / f"{name}.md"
+    page.parent.mkdir(exist_ok=True)
+    page.write_text("\n\n".join([HEAD.format(name=name, note=note).rstrip(), *sections]) + "\n")
+
+
+def instructions(text: str) -> str:
+    """The folder of a comparison: what the processor has, as the report names it behind its name."""
+    found = re.search(r"\((\w+)\), threads: ", text)
+    return found[1].lower() if found else "other"
 
 
 def main() -> int:
@@ -99,14 +109,18 @@ def main() -> int:
     parser.add_argument("--note", default="", help="what a reader must know about the run")
     parser.add_argument("--clock", help="wall or processor, as `openmvit bench` takes it")
     parser.add_argument("--pairs", type=int, help="as `openmvit bench` takes it")
+    parser.add_argument("--batch", type=int, help="of all comparisons, where the usual one takes too long")
+    parser.add_argument("--first", action="store_true", help="only the first network of a table")
     options = parser.parse_args()
     if unknown := set(options.names) - set(known):
         parser.error(f"no table named {', '.join(sorted(unknown))}")
-    extra = "".join(f" --{key} {value}" for key in ("clock", "pairs") if (value := getattr(options, key)) is not None)
+    extra = "".join(
+        f" --{key} {value}" for key in ("clock", "pairs", "batch") if (value := getattr(options, key)) is not None
+    )
     failed = []
     for name in [] if options.targets else options.names or known:
         try:
-            write(name, options.note, extra, options.mode)
+            write(name, options.note, extra, options.mode, options.first)
         except subprocess.CalledProcessError as error:
             failed.append(name)
             print(f"{name}: failed with {error.returncode}", file=sys.stderr)

@@ -43,8 +43,12 @@ class Bench:
         return float(self.ours[4].rstrip("%")) / 100
 
 
+PROCESSORS = {"avx512": "AVX-512", "avx2": "AVX2"}
+"""Folder of tables -> the widest instructions that the processor has."""
+
+
 def read_bench(table: str, network: str, mode: str) -> Bench | None:
-    """The comparison of a network in a mode, from a table of this folder."""
+    """The comparison of a network in a mode, from a table `processor/name` of this folder."""
     path = FOLDER / f"{table}.md"
     sections = path.read_text().split("## `openmvit bench ")[1:] if path.exists() else []
     for section in sections:
@@ -83,23 +87,21 @@ SHARE = 0.75
 STEPS = {"infer": "inference", "train": "training step"}
 
 
-def speed_rows() -> list[list[str]]:
+def speed_rows(processor: str) -> list[list[str]]:
     """A row per target of speed."""
-    rows = [
-        _ratio_row("floor", kind, step, precision, "eager", least) for (kind, step, precision), least in FLOORS.items()
-    ]
-    for (kind, precision), least in STRETCHES.items():
-        rows.append(_ratio_row("stretch", kind, "infer", precision, "best", least))
+    wanted = [("floor", *what, "eager", least) for what, least in FLOORS.items()]
+    wanted += [("stretch", kind, "infer", precision, "best", least) for (kind, precision), least in STRETCHES.items()]
+    rows = [_ratio_row(processor, *one) for one in wanted]
     for kind, precision in STRETCHES:
-        found = read_bench(f"{kind}_{precision}_infer", SMALL[kind], "best")
+        found = read_bench(f"{processor}/{kind}_{precision}_infer", SMALL[kind], "best")
         what = f"{kind} {precision} inference, best mode, share of the matrix rate"
         measured, room = (f"{found.share:.0%}", "") if found else ("not measured", "")
         rows.append(["stretch", what, f">= {SHARE:.0%}", measured, room, _verdict(found and found.share >= SHARE)])
     return rows
 
 
-def _ratio_row(level: str, kind: str, step: str, precision: str, mode: str, least: float) -> list[str]:
-    found = read_bench(f"{kind}_{precision}_{step}", SMALL[kind], mode)
+def _ratio_row(processor: str, level: str, kind: str, step: str, precision: str, mode: str, least: float) -> list[str]:
+    found = read_bench(f"{processor}/{kind}_{precision}_{step}", SMALL[kind], mode)
     what = f"{kind} {precision} {STEPS[step]}, {mode} mode, ratio"
     if found is None:
         return [level, what, f">= {least}", "not measured", "", ""]
@@ -145,32 +147,46 @@ def _verdict(met: object) -> str:
 
 def page() -> str:
     """targets.md."""
-    rows = [*speed_rows(), *memory_rows()]
-    met, judged = sum(row[-1] == "met" for row in rows), sum(row[-1] != "" for row in rows)
+    parts = {f"Speed on a processor with {name}": speed_rows(folder) for folder, name in PROCESSORS.items()}
+    parts["Memory"] = memory_rows()
     head = ["level", "what", "target", "measured", "room", "verdict"]
-    return (
+    text = (
         "# Targets\n\nEvery target beside what the tables of this folder say: `python benchmarks/targets.py`.\n"
         "Room is the largest ratio that any network of the same arithmetic could reach in eager mode on the machine\n"
-        "of the table: time of the peer by that of its matrix products alone, each by the faster library.\n\n"
-        f"{_markdown(head, rows)}\n\n`targets met={met} missed={judged - met} not_measured={len(rows) - judged}`\n"
+        "of the table: time of the peer by that of its matrix products alone, each by the faster library. Where a\n"
+        "processor cannot multiply bf16, products of bf16 count as made in fp32.\n"
     )
+    for title, rows in parts.items():
+        met, judged = sum(row[-1] == "met" for row in rows), sum(row[-1] != "" for row in rows)
+        tally = f"`{title.split()[-1].lower()} met={met} missed={judged - met} not_measured={len(rows) - judged}`"
+        text += f"\n## {title}\n\n{_markdown(head, rows)}\n\n{tally}\n"
+    return text
 
 
 def readme_block() -> str:
     """What stands between the markers of README.md."""
-    rows, headings = [], []
-    for kind, step, precision in FLOORS:
-        for mode in ("eager", "best"):
-            if found := read_bench(f"{kind}_{precision}_{step}", SMALL[kind], mode):
-                speeds = [found.ours[2], found.peer[2]]
-                spread = f"{found.low:.2f}-{found.high:.2f}"
-                rows.append([f"`openmvit bench {found.arguments}`", f"{found.ratio:.2f}", spread, *speeds])
-                headings.append(found.heading)
-    if not rows:
-        return "No table has been made yet: `make bench`.\n"
-    where = dict.fromkeys(found[0] for text in headings if (found := re.search(r"\w+ time, .*?torch [^,]+", text)))
-    head = ["command", "ratio", "spread", "ours, per second", "peer, per second"]
-    return f"{_markdown(head, rows)}\n\n{'; '.join(where)}.\n"
+    parts = []
+    for folder in PROCESSORS:
+        rows, headings = [], []
+        for kind, step, precision in FLOORS:
+            for mode in ("eager", "best"):
+                if found := read_bench(f"{folder}/{kind}_{precision}_{step}", SMALL[kind], mode):
+                    speeds = [found.ours[2], found.peer[2]]
+                    spread = f"{found.low:.2f}-{found.high:.2f}"
+                    rows.append([f"`openmvit bench {found.arguments}`", f"{found.ratio:.2f}", spread, *speeds])
+                    headings.append(found.heading)
+        if rows:
+            parts.append(f"{_where(headings)}:\n\n{_markdown(HEAD, rows)}\n")
+    return "\n".join(parts) or "No table has been made yet: `make bench`.\n"
+
+
+HEAD = ["command", "ratio", "spread", "ours, per second", "peer, per second"]
+
+
+def _where(headings: list[str]) -> str:
+    """On what machine the tables of some headings were made."""
+    found = (re.search(r"\w+ time, .*?torch [^,]+", text) for text in headings)
+    return "; ".join(dict.fromkeys(one[0] for one in found if one))
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -186,7 +202,7 @@ def main() -> None:
     """Write both pages."""
     (FOLDER / "targets.md").write_text(page())
     README.write_text(refreshed(README.read_text()))
-    print(page().strip().splitlines()[-1])
+    print("\n".join(line.strip("`") for line in page().splitlines() if line.startswith("`")))
 
 
 if __name__ == "__main__":

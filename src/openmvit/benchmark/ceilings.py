@@ -64,7 +64,7 @@ class Product:
         return 2.0 * torch.Size(first).numel() * second[-1]
 
     def ways(self, device: torch.device) -> list[Step]:
-        """The same product of random numbers as it was called (see `widely`) and, on a CPU, by oneDNN's linear layer."""
+        """The same product of random numbers as it was called and, on a CPU, by oneDNN's linear layer; see `widely`."""
         a, b = (
             # Where a factor is repeated along an axis (stride 0), it stands there in full.
             torch.empty_strided(size, stride, dtype=self.dtype, device=device).normal_()
