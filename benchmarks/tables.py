@@ -3,6 +3,7 @@
 python benchmarks/tables.py                            all of them, for an hour or two
 python benchmarks/tables.py image_fp32_infer --mode eager            nothing is compiled: minutes
 python benchmarks/tables.py image_fp32_infer --note "Machine shared with other work." --clock processor
+python benchmarks/tables.py image_bf16_train --mode eager --first --batch 1        of a table where the peer is slow
 python benchmarks/tables.py --targets                  times nothing: targets.md and README.md from the tables there are
 """
 
@@ -96,7 +97,8 @@ def write(name: str, note: str, extra: str, mode: str | None = None, first: bool
 def instructions(text: str) -> str:
     """The folder of a comparison: what the processor has, as the report names it behind its name."""
     found = re.search(r"\((\w+)\), threads: ", text)
-    return found[1].lower() if found else "other"
+    assert found is not None, text
+    return found[1].lower()
 
 
 def main() -> int:

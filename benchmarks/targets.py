@@ -106,6 +106,8 @@ def _ratio_row(processor: str, level: str, kind: str, step: str, precision: str,
     if found is None:
         return [level, what, f">= {least}", "not measured", "", ""]
     measured = f"{found.ratio:.2f} [{found.low:.2f}-{found.high:.2f}]"
+    if kind == "image" and (batch := re.search(r"--batch (\d+)", found.arguments)):
+        measured += f" at batch {batch[1]}"
     return [level, what, f">= {least}", measured, found.room, _verdict(found.ratio >= least)]
 
 
@@ -156,9 +158,9 @@ def page() -> str:
         "of the table: time of the peer by that of its matrix products alone, each by the faster library. Where a\n"
         "processor cannot multiply bf16, products of bf16 count as made in fp32.\n"
     )
-    for title, rows in parts.items():
+    for (title, rows), key in zip(parts.items(), [*PROCESSORS, "memory"], strict=True):
         met, judged = sum(row[-1] == "met" for row in rows), sum(row[-1] != "" for row in rows)
-        tally = f"`{title.split()[-1].lower()} met={met} missed={judged - met} not_measured={len(rows) - judged}`"
+        tally = f"`{key} met={met} missed={judged - met} not_measured={len(rows) - judged}`"
         text += f"\n## {title}\n\n{_markdown(head, rows)}\n\n{tally}\n"
     return text
 
@@ -176,11 +178,9 @@ def readme_block() -> str:
                     rows.append([f"`openmvit bench {found.arguments}`", f"{found.ratio:.2f}", spread, *speeds])
                     headings.append(found.heading)
         if rows:
-            parts.append(f"{_where(headings)}:\n\n{_markdown(HEAD, rows)}\n")
+            head = ["command", "ratio", "spread", "ours, per second", "peer, per second"]
+            parts.append(f"{_where(headings)}:\n\n{_markdown(head, rows)}\n")
     return "\n".join(parts) or "No table has been made yet: `make bench`.\n"
-
-
-HEAD = ["command", "ratio", "spread", "ours, per second", "peer, per second"]
 
 
 def _where(headings: list[str]) -> str:

@@ -63,7 +63,7 @@ def test_ratios_are_held_against_the_targets(targets, tmp_path, monkeypatch):
     }
     tallies = [line for line in targets.page().splitlines() if line.startswith("`")]
     assert tallies == [
-        "`avx-512 met=0 missed=0 not_measured=16`",
+        "`avx512 met=0 missed=0 not_measured=16`",
         "`avx2 met=2 missed=1 not_measured=13`",
         "`memory met=0 missed=1 not_measured=3`",
     ]
@@ -98,8 +98,7 @@ def test_the_page_of_the_folder_names_every_table():
 
 def test_a_table_lies_with_those_of_its_processor():
     tables = script("tables")
-    assert re.fullmatch(r"avx512|avx2|default|\w+", folder := tables.instructions(section("eager", 1.2, 0.5)))
-    assert folder == torch.backends.cpu.get_cpu_capability().lower()
+    assert tables.instructions(section("eager", 1.2, 0.5)) == torch.backends.cpu.get_cpu_capability().lower()
     for page in FOLDER.glob("*/*.md"):
         sections = page.read_text().split("## `openmvit bench ")[1:]
         assert sections and {tables.instructions(one) for one in sections} == {page.parent.name}, page

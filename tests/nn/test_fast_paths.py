@@ -297,6 +297,18 @@ def test_an_empty_batch_stays_empty(form):
     out.sum().backward()
 
 
+@pytest.mark.parametrize(
+    ("processor", "capability", "pays"),
+    [("AuthenticAMD", "AVX512", True), ("AuthenticAMD", "AVX2", False), ("GenuineIntel", "AVX512", False)],
+)
+def test_one_dnn_takes_linear_layers_on_amd_with_avx512(processor, capability, pays, monkeypatch, one_dnn):
+    monkeypatch.delenv("OPENMVIT_ONEDNN")
+    monkeypatch.setattr(fast, "_processor", lambda: processor)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    one_dnn_pays.cache_clear()
+    assert one_dnn_pays(torch.float32) == pays
+
+
 def test_a_wrong_setting_is_an_error(monkeypatch):
     monkeypatch.setenv("OPENMVIT_ONEDNN", "yes")
     one_dnn_pays.cache_clear()

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from openmvit.benchmark.case import Case
 from openmvit.measuring import Step, seconds_of
 from openmvit.nn.fast import one_dnn_linear
-from openmvit.nn.precision import widely
+from openmvit.nn.precision import needs_float32
 
 _REPEATS = 5
 
@@ -33,16 +33,21 @@ def onednn_linear(dtype: torch.dtype) -> Linear | None:
     return lambda x, w: one_dnn_linear(x, w, None)
 
 
+def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type that products of a type are fastest in: float32 for bf16 where the framework has but plain loops."""
+    return torch.float32 if needs_float32(torch.empty(0, dtype=dtype, device=device)) else dtype
+
+
 def linear_layers(case: Case) -> tuple[list[Step], float]:
     """The linear layers that the machine has to offer, and the operations of one call.
 
-    On a CPU 1568 x 384 x 1536 by the ordinary and, where there is one, the oneDNN linear; of bf16 where the processor
-    cannot multiply it, by the ordinary one in float32. On CUDA 8192 cubed, since a small product measures the launch.
+    On a CPU 1568 x 384 x 1536 by the ordinary and, where there is one, the oneDNN linear; on CUDA 8192 cubed, since a
+    small product measures the launch.
     """
-    dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
+    dtype = computed_in(torch.bfloat16 if case.precision == "bf16" else torch.float32, case.on)
     rows, inner, cols = (1568, 384, 1536) if case.on.type == "cpu" else (8192, 8192, 8192)
     x, w = torch.randn(rows, inner, device=case.on, dtype=dtype), torch.randn(cols, inner, device=case.on, dtype=dtype)
-    layers: list[Step] = [lambda: widely(F.linear, x, w)]
+    layers: list[Step] = [lambda: F.linear(x, w)]
     onednn = onednn_linear(dtype)
     if case.on.type == "cpu" and onednn is not None:
         layers.append(lambda: onednn(x, w))
@@ -64,16 +69,17 @@ class Product:
         return 2.0 * torch.Size(first).numel() * second[-1]
 
     def ways(self, device: torch.device) -> list[Step]:
-        """The same product of random numbers as it was called and, on a CPU, by oneDNN's linear layer; see `widely`."""
+        """The same product of random numbers as it was called and, on a CPU, by oneDNN's linear layer."""
+        dtype = computed_in(self.dtype, device)
         a, b = (
             # Where a factor is repeated along an axis (stride 0), it stands there in full.
-            torch.empty_strided(size, stride, dtype=self.dtype, device=device).normal_()
+            torch.empty_strided(size, stride, dtype=dtype, device=device).normal_()
             if all(stride)
-            else torch.randn(size, dtype=self.dtype, device=device)
+            else torch.randn(size, dtype=dtype, device=device)
             for size, stride in zip(self.sizes, self.strides, strict=True)
         )
-        steps: list[Step] = [lambda: widely(torch.matmul, a, b)]
-        onednn = onednn_linear(self.dtype)
+        steps: list[Step] = [lambda: torch.matmul(a, b)]
+        onednn = onednn_linear(dtype)
         if device.type == "cpu" and onednn is not None:
             turned = b.mT.contiguous()  # as a layer holds its weights
             if a.ndim == 2:

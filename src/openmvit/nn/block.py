@@ -31,7 +31,7 @@ class Mlp(nn.Module):
             hidden = apply_linear(self.fc1, x, cls, gelu_after=not before)
             out = apply_linear(self.fc2, *hidden, gelu_before=before)
         else:
-            out = each(lambda t: self.fc2(self.act(self.fc1(t))), x, cls)
+            out = apply_linear(self.fc2, *each(self.act, *apply_linear(self.fc1, x, cls)))
         return out[0] if cls is None else out
 
 

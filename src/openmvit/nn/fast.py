@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from openmvit.config import Size
 from openmvit.errors import UserError
 from openmvit.nn.grid import Tokens, conv, each
-from openmvit.nn.precision import autocast_type, has_autocast, narrowed_weight, widely, widens
+from openmvit.nn.precision import autocast_type, has_autocast, in_float32, narrowed_weight, needs_float32
 
 TYPES = (torch.float32, torch.bfloat16)
 
@@ -86,8 +86,8 @@ def most_scores(q: Tensor, most: int) -> int:
 def one_dnn_pays(dtype: torch.dtype) -> bool:
     """Whether linear layers go to oneDNN by name; `OPENMVIT_ONEDNN` = 1 or 0 decides, and by default the processor.
 
-    The framework sends float32 products to MKL, which uses AVX-512 on processors of its maker only; without AVX-512
-    MKL is the faster one of both on AMD too. The operator is the framework's, but not public:
+    The framework sends float32 products to MKL, which uses AVX-512 on processors of its maker only; with AVX2 it is
+    the faster one of both on AMD too (benchmarks/NOTES.md). The operator is the framework's, but not public:
     `tests/nn/test_fast_paths.py` names the releases it was tried on. Where it is missing, or the processor has no
     instructions for the type, the public one is used.
 
@@ -156,12 +156,12 @@ def linear(
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, cls, weight, bias))
     one_type = x.dtype == dtype and (cls is None or cls.dtype == dtype)
     fits = values and (autocast is not None or one_type) and type(weight) in (Tensor, nn.Parameter)
-    on_cpu = values and device == "cpu" and dtype in TYPES and (widens(x) or gelu_after or one_dnn_pays(dtype))
+    on_cpu = values and device == "cpu" and dtype in TYPES and (needs_float32(x) or one_dnn_pays(dtype))
     if not (fits and (on_cpu or (grad and gelu_before))):
-        x, cls = each(lambda t: F.linear(F.gelu(t) if gelu_before else t, weight, bias), x, cls)
+        x, cls = each(lambda t: in_float32(F.linear, F.gelu(t) if gelu_before else t, weight, bias), x, cls)
         return each(F.gelu, x, cls) if gelu_after else (x, cls)
     x, cls = each(lambda t: t.to(dtype), x, cls)
-    weight, bias = each(narrowed_weight, weight, bias)
+    weight, bias = narrowed_weight(weight), None if bias is None else narrowed_weight(bias)
     if not grad:
         return each(lambda t: _product(F.gelu(t) if gelu_before else t, weight, bias, gelu_after), x, cls)
     # A call each: the grid of a last block that nobody reads is to have no part in the class token's graph.
@@ -182,7 +182,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
         return _by_frames(x, weight, stride, padding) if by_frames else _channels_first(x, weight, stride, padding)
     if not (torch.is_grad_enabled() and on_plain_cpu(x)):
         return conv(x, weight, None, stride, padding, groups=x.shape[-1])
-    if x.dtype == torch.bfloat16 and (prod(stride) > 1 or widens(x)):
+    if x.dtype == torch.bfloat16 and (prod(stride) > 1 or needs_float32(x)):
         with torch.autocast("cpu", enabled=False):
             return depthwise(x.float(), weight.float(), stride, padding).to(x.dtype)
     if len(stride) == 3 and _fits_frames(weight, stride, padding):
@@ -220,12 +220,12 @@ def _channels_first(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> T
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    if widens(x):
-        return widely(_product, x, weight, bias, gelu)
+    if needs_float32(x):
+        return in_float32(_product, x, weight, bias, gelu)
     if x.device.type == "cpu" and x.dtype in TYPES and one_dnn_pays(x.dtype):
         return one_dnn_linear(x, weight, bias, gelu=gelu)
     x = F.linear(x, weight, bias)
-    return torch.ops.aten.gelu_(x) if gelu else x
+    return F.gelu(x) if gelu else x
 
 
 class _Linear(torch.autograd.Function):
@@ -253,7 +253,7 @@ class _Linear(torch.autograd.Function):
 def _gradients_of_public(
     x: Tensor, weight: Tensor, gelu: bool, grad: Tensor, needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    out = widely(F.linear, F.gelu(x) if gelu else x, weight)
+    out = in_float32(F.linear, F.gelu(x) if gelu else x, weight)
     inputs = [t for t, one in zip((x, weight), needed, strict=False) if one]
     found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True) if inputs else ())
     return next(found) if needed[0] else None, next(found) if needed[1] else None
@@ -268,9 +268,8 @@ def _gradients(
         if gelu:  # into the same memory: it is the widest tensor of a block
             torch.ops.aten.gelu_backward.grad_input(of_x, x, grad_input=of_x)
     if needed[1]:
-        of_weight = widely(_transposed_product, grad, F.gelu(x) if gelu else x)
+        x = F.gelu(x) if gelu else x
+        if needs_float32(grad):
+            grad, x = grad.float(), x.float()
+        of_weight = (grad.flatten(0, -2).T @ x.flatten(0, -2)).to(weight.dtype)
     return of_x, of_weight
-
-
-def _transposed_product(grad: Tensor, x: Tensor) -> Tensor:
-    return grad.flatten(0, -2).T @ x.flatten(0, -2)

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 
-def _multiplies_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself, on which the framework's own kernels depend."""
+def _has_bf16_kernels() -> bool:
+    """Whether the framework has products of bf16 for this processor that are no plain loops: from AVX-512 on."""
     try:  # not public: `tests/nn/test_precision.py` names the releases it was tried on
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     except (AttributeError, RuntimeError):
-        return torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+        return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
-MULTIPLIES_BF16 = _multiplies_bf16()
+HAS_BF16_KERNELS = _has_bf16_kernels()
 
 
 def autocast_type(x: Tensor) -> torch.dtype | None:
@@ -41,26 +41,32 @@ def narrowed(x: Tensor) -> Tensor:
 
 def narrowed_weight(weight: Tensor) -> Tensor:
     """`narrowed`, but for products that would only widen it again."""
-    return weight if widens(weight) else narrowed(weight)
+    return weight if needs_float32(weight) else narrowed(weight)
 
 
-def widens(x: Tensor) -> bool:
-    """Whether products of x are to be in bf16 on a CPU that has no instructions for them.
+def is_written() -> bool:
+    """Whether an exporter or a tracer writes the operators down, to be run elsewhere."""
+    compiling = torch.compiler.is_compiling()  # the compiler cannot ask the tracer
+    return torch.compiler.is_exporting() if compiling else torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
-    The framework then has loops that are some ten times slower than float32 (benchmarks/NOTES.md). An exported graph
-    does not depend on the machine that wrote it.
+
+def needs_float32(x: Tensor) -> bool:
+    """Whether products of x are to be in bf16 on a CPU for which the framework has none but plain loops.
+
+    Those are some ten times slower than float32 (benchmarks/NOTES.md). A graph that is exported or traced does not
+    depend on the machine that wrote it.
     """
-    if MULTIPLIES_BF16 or x.device.type != "cpu" or torch.compiler.is_exporting():
+    if HAS_BF16_KERNELS or x.device.type != "cpu" or is_written():
         return False
     return (autocast_type(x) or x.dtype) == torch.bfloat16
 
 
-def widely(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """`function(*inputs)`; where the first input `widens`, of all tensors in float32, and the result in bf16.
+def in_float32(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """`function(*inputs)`; where the first input `needs_float32`, of all tensors in float32, and the result in bf16.
 
     Products of bf16 are summed in float32 everywhere, so that this is the same arithmetic with fewer roundings.
     """
-    if not widens(inputs[0]):
+    if not needs_float32(inputs[0]):
         return function(*inputs)
     with torch.autocast("cpu", enabled=False):
         return function(*(t.float() if isinstance(t, Tensor) else t for t in inputs)).to(torch.bfloat16)

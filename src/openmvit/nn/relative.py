@@ -102,7 +102,7 @@ def key_terms(k: Tensor, tables: Sequence[Tensor], groups: Groups, q_grid: Size)
     """
     terms, axes = [], _K[: len(q_grid)]
     for table, group in zip(tables, groups, strict=True):
-        rows = relative_rows(table, *_sizes(group, q_grid, k.shape[1:-2]))
+        rows = relative_rows(table, *_sizes(group, q_grid, k.shape[1:-2])).to(k.dtype)
         own_q, own_k = _letters(group)
         terms.append(torch.einsum(f"b{axes}hc,{own_q}{own_k}c->bh{own_q}{axes}", k, rows))
     return terms
@@ -139,7 +139,7 @@ def value_term(weights: Tensor, tables: Sequence[Tensor], groups: Groups) -> Ten
     q_grid, k_grid = weights.shape[2 : 2 + ndim], weights.shape[2 + ndim :]
     total: Tensor | None = None
     for table, group in zip(tables, groups, strict=True):
-        rows = relative_rows(table, *_sizes(group, q_grid, k_grid))
+        rows = relative_rows(table, *_sizes(group, q_grid, k_grid)).to(weights.dtype)
         # Summed over the other axes first: one small product per group, and nothing as large as pairs times channels.
         others = [2 + ndim + a for a in range(ndim) if a not in group]
         summed = weights.sum(others) if others else weights

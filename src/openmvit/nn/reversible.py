@@ -15,6 +15,7 @@ from openmvit.config import BlockConfig
 from openmvit.errors import UserError
 from openmvit.nn.attention import MultiscaleAttention
 from openmvit.nn.block import DropPath, Mlp
+from openmvit.nn.fast import apply_linear
 from openmvit.nn.precision import has_autocast
 
 
@@ -91,7 +92,7 @@ class StageTransition(_Branches):
     def forward(self, x: Tensor) -> Tensor:
         """Both streams side by side -> one: `[B, *grid, 2 * C] -> [B, *q_grid, dim_out]`."""
         x = x + self.fuse(x) if self.fuse is not None else x.unflatten(-1, (2, -1)).mean(-2)
-        skip = x if self.proj is None else self.proj(x)
+        skip = x if self.proj is None else apply_linear(self.proj, x, None)[0]
         x = self.attn._pool("q", skip, None)[0] + self.attend(x)
         return self.drop_path(x + self.mix(x), None)[0]
 
