@@ -1,12 +1,14 @@
 """One layer at a time: each faster way of `openmvit.nn.fast` beside the plain one, on the shapes of MViTv2-S.
 
 python benchmarks/layers.py          writes benchmarks/layers.md
+python benchmarks/layers.py linear   prints one table of it: attention, filters or linear
 
 Images: batch 8 of 224 x 224. Clips: batch 1 of 16 x 224 x 224 with class token. The ways take turns in one process.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
@@ -24,6 +26,7 @@ from openmvit.nn import fast
 from openmvit.nn.attention import attend
 from openmvit.nn.fast import depthwise
 from openmvit.nn.grid import conv
+from openmvit.nn.precision import in_float32
 from openmvit.nn.products import attend_by_products
 from openmvit.nn.relative import Groups, query_terms, write_out
 
@@ -101,7 +104,7 @@ def attention() -> Iterator[list[str]]:
 
             inputs = [q, k, v, *tables]
             plain = partial(_written_out, q, k, v, tables, groups, k_grid)
-            ours = partial(attend_by_products, q, k, v, tables, groups, k_grid)
+            ours = partial(in_float32, attend_by_products, q, k, v, tables, groups, k_grid)
             forward = times(_quietly(plain), _quietly(ours))
             step = times(_backward(plain, inputs), _backward(ours, inputs))
             yield [name, precision, *(f"{t:.1f}" for t in (*forward, *step))]
@@ -120,7 +123,10 @@ def filters() -> Iterator[list[str]]:
 
 
 def linear() -> Iterator[list[str]]:
-    """A linear layer with the GELU behind it, and the gradient of its input: the public way and oneDNN's."""
+    """A linear layer with the GELU behind it, and the gradient of its input: the public way and oneDNN's.
+
+    Of bf16 where the framework has but loops for it, oneDNN's in float32.
+    """
     for rows, inner, outer in LINEAR:
         for precision, dtype in TYPES.items():
             x, grad = torch.randn(rows, inner).to(dtype), torch.randn(rows, outer).to(dtype)
@@ -148,7 +154,13 @@ TABLES: dict[str, tuple[Callable[[], Iterator[list[str]]], str]] = {
 
 
 def main() -> None:
-    """Write all tables."""
+    """Write all tables, or print the named ones."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = [rows.__name__ for rows, _ in TABLES.values()]
+    parser.add_argument("names", nargs="*", metavar="TABLE", help=f"of {', '.join(known)}; all by default")
+    names = parser.parse_args().names
+    if unknown := set(names) - set(known):
+        parser.error(f"no table named {', '.join(sorted(unknown))}")
     lines = [
         "# Layers, plain and fast",
         "",
@@ -156,11 +168,14 @@ def main() -> None:
     ]
     lines += [f"turns; shapes of MViTv2-S. {processor(CPU)}, torch {torch.__version__}."]
     for title, (rows, columns) in TABLES.items():
+        if names and rows.__name__ not in names:
+            continue
         lines += ["", f"## {title}", "", f"| {columns} |", "|---" * len(columns.split("|")) + "|"]
         for row in rows():
             lines.append(f"| {' | '.join(row)} |")
             print(lines[-1], flush=True)
-    (Path(__file__).parent / "layers.md").write_text("\n".join(lines) + "\n")
+    if not names:
+        (Path(__file__).parent / "layers.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
