@@ -229,15 +229,13 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False)
 
 
 class _Linear(torch.autograd.Function):
+    # Not in two parts: the library would look the signature up at every call. No transform comes here (see `_traced`).
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.gelu = gelu
         with torch.autocast(x.device.type, enabled=False):
             return _product(F.gelu(x) if gelu else x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.gelu = inputs[3]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -182,16 +182,14 @@ def _backward(
 
 
 class _Products(torch.autograd.Function):
+    # Not in two parts: the library would look the signature up at every call. No transform of `torch.func` comes here.
     @staticmethod
-    def forward(how: How, q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> Tensor:
+    def forward(ctx: Any, how: How, q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> Tensor:
+        ctx.how = how
+        ctx.save_for_backward(q, k, v, *tables)
         with torch.autocast(q.device.type, enabled=False):
             out = _forward(_queries(q, tables, *how[:2]), _keys(k, *how), _heads_first(v))
         return _heads_last(out, q)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.how, *tensors = inputs
-        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
