@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from openmvit import MViT, MViTConfig, UserError
+from openmvit.nn import precision
 
 SMALL = {"input_size": (64, 64), "depths": (1, 2, 3), "embed_dim": 8, "num_classes": 5, "drop_path_rate": 0.0}
 
@@ -67,7 +68,9 @@ def test_frozen_blocks_and_a_frozen_input_need_no_gradient():
         torch.testing.assert_close(ours[name], expected, rtol=1e-9, atol=1e-11)
 
 
-def test_autocast_recomputes_in_the_precision_of_the_forward_pass():
+@pytest.mark.parametrize("kernels", [True, False])
+def test_autocast_recomputes_in_the_precision_of_the_forward_pass(kernels, monkeypatch):
+    monkeypatch.setattr(precision, "HAS_BF16_KERNELS", kernels)
     model = build(reversible="mean", drop_path_rate=0.3)
     x = torch.randn(4, 3, 64, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
