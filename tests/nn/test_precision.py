@@ -171,6 +171,12 @@ def test_filters(stride, without_bf16):
         assert distance(ours, theirs) < 1e-2
 
 
+def test_types_that_do_not_fit_stay_an_error(without_bf16):
+    layer = torch.nn.Linear(8, 16)
+    with pytest.raises(RuntimeError, match="dtype"):
+        linear(torch.randn(3, 8).bfloat16(), None, layer.weight, layer.bias)
+
+
 def test_what_is_not_bf16_stays(without_bf16):
     with torch.autocast("cpu", torch.bfloat16):
         assert needs_float32(torch.zeros(1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,9 @@ def linear(
     fits = values and (autocast is not None or one_type) and type(weight) in (Tensor, nn.Parameter)
     on_cpu = values and device == "cpu" and dtype in TYPES and (needs_float32(x) or one_dnn_pays(dtype))
     if not (fits and (on_cpu or (grad and gelu_before))):
-        x, cls = each(lambda t: in_float32(F.linear, F.gelu(t) if gelu_before else t, weight, bias), x, cls)
+        # Types that differ stay the library's error on every processor.
+        way = partial(in_float32, F.linear) if autocast_type(x) or x.dtype == weight.dtype else F.linear
+        x, cls = each(lambda t: way(F.gelu(t) if gelu_before else t, weight, bias), x, cls)
         return each(F.gelu, x, cls) if gelu_after else (x, cls)
     x, cls = each(lambda t: t.to(dtype), x, cls)
     weight, bias = narrowed_weight(weight), None if bias is None else narrowed_weight(bias)
