@@ -1,4 +1,4 @@
-"""Run the published comparisons and write one table per file, each with its command, by the instructions of the CPU.
+"""Run the published comparisons and write one table per file, each with its command, by kind of processor.
 
 python benchmarks/tables.py                            all of them, for an hour or two
 python benchmarks/tables.py image_fp32_infer --mode eager            nothing is compiled: minutes
@@ -89,16 +89,15 @@ def write(name: str, note: str, extra: str, mode: str | None = None, first: bool
         return
     chosen = [one for one in chosen if not first or one.split()[0] == chosen[0].split()[0]]
     sections = [section(arguments, run(arguments)) for arguments in chosen]
-    page = FOLDER / instructions(sections[0]) / f"{name}.md"
+    page = FOLDER / processor(sections[0]) / f"{name}.md"
     page.parent.mkdir(exist_ok=True)
     page.write_text("\n\n".join([HEAD.format(name=name, note=note).rstrip(), *sections]) + "\n")
 
 
-def instructions(text: str) -> str:
-    """The folder of a comparison: what the processor has, as the report names it behind its name."""
-    found = re.search(r"\((\w+)\), threads: ", text)
-    assert found is not None, text
-    return found[1].lower()
+def processor(text: str) -> str:
+    """The folder of a comparison: maker and instructions of the processor, as the report names them."""
+    found = re.search(r" time, (?:\w+ )*?(AMD|Intel)\b.*\((\w+)\), threads: ", text)
+    return f"{found[1]}_{found[2]}".lower() if found is not None else "other"
 
 
 def main() -> int:

@@ -43,8 +43,12 @@ class Bench:
         return float(self.ours[4].rstrip("%")) / 100
 
 
-PROCESSORS = {"avx512": "AVX-512", "avx2": "AVX2"}
-"""Folder of tables -> the widest instructions that the processor has."""
+PROCESSORS = {
+    "amd_avx512": "of AMD with AVX-512",
+    "intel_avx512": "of Intel with AVX-512, without AMX",
+    "amd_avx2": "of AMD with AVX2",
+}
+"""Folder of tables -> what kind of processor they were made on."""
 
 
 def read_bench(table: str, network: str, mode: str) -> Bench | None:
@@ -149,14 +153,14 @@ def _verdict(met: object) -> str:
 
 def page() -> str:
     """targets.md."""
-    parts = {f"Speed on a processor with {name}": speed_rows(folder) for folder, name in PROCESSORS.items()}
+    parts = {f"Speed on a processor {name}": speed_rows(folder) for folder, name in PROCESSORS.items()}
     parts["Memory"] = memory_rows()
     head = ["level", "what", "target", "measured", "room", "verdict"]
     text = (
         "# Targets\n\nEvery target beside what the tables of this folder say: `python benchmarks/targets.py`.\n"
         "Room is the largest ratio that any network of the same arithmetic could reach in eager mode on the machine\n"
         "of the table: time of the peer by that of its matrix products alone, each by the faster library. Where a\n"
-        "processor cannot multiply bf16, products of bf16 count as made in fp32.\n"
+        "processor is slower in bf16 than in fp32, products of bf16 count as made in fp32.\n"
     )
     for (title, rows), key in zip(parts.items(), [*PROCESSORS, "memory"], strict=True):
         met, judged = sum(row[-1] == "met" for row in rows), sum(row[-1] != "" for row in rows)

@@ -13,6 +13,7 @@ from openmvit.errors import UserError
 from openmvit.nn.block import MultiscaleBlock
 from openmvit.nn.grid import Tokens, conv, each
 from openmvit.nn.position import resize_grid, sincos_table
+from openmvit.nn.precision import autocast_that_pays, costs_time
 from openmvit.nn.reversible import build_blocks, run_stages
 
 
@@ -168,7 +169,6 @@ class MViT(nn.Module):
 
     def embed(self, x: Tensor) -> Tokens:
         """Stem, class token, absolute position: `[B, C, *size]` -> `[B, *grid, embed_dim]` and `[B, 1, embed_dim]`."""
-        self.check_input(x)
         x = self.patch_embed(x)
         cls = None if self.cls_token is None else self.cls_token.expand(x.shape[0], -1, -1)
         if self.config.absolute_position != "none":
@@ -190,18 +190,20 @@ class MViT(nn.Module):
         return position, self.pos_embed[:, :rows] if rows else None
 
     def stages(self, x: Tensor) -> list[Tokens]:
-        """Tokens after each stage, `[B, *grid, C]` with the class token beside them; no final norm."""
-        x, cls = self.embed(x)
-        if self.config.reversible != "none":
-            return [(tokens, None) for tokens in run_stages(self.blocks, x, recompute=self.recompute_streams)]
+        """Tokens after each stage, `[B, *grid, C]` and class token, no final norm; float32 where bf16 `costs_time`."""
+        self.check_input(x)
         outputs: list[Tokens] = []
-        for i, block in enumerate(self.blocks):
-            if self.grad_checkpointing and self.training:
-                x, cls = checkpoint(block, x, cls, use_reentrant=False)
-            else:
-                x, cls = block(x, cls)
-            if i + 1 in self._stage_ends():
-                outputs.append((x, cls))
+        weight = next(self.parameters())
+        x = x.float() if costs_time(weight) else x
+        with autocast_that_pays(weight):
+            x, cls = self.embed(x)
+            if self.config.reversible != "none":
+                return [(tokens, None) for tokens in run_stages(self.blocks, x, recompute=self.recompute_streams)]
+            for i, block in enumerate(self.blocks):
+                again = self.grad_checkpointing and self.training
+                x, cls = checkpoint(block, x, cls, use_reentrant=False) if again else block(x, cls)
+                if i + 1 in self._stage_ends():
+                    outputs.append((x, cls))
         return outputs
 
     def _stage_ends(self) -> set[int]:

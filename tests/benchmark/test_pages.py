@@ -50,11 +50,11 @@ def section(mode, ratio, share):
 def test_ratios_are_held_against_the_targets(targets, tmp_path, monkeypatch):
     monkeypatch.setattr(targets, "FOLDER", tmp_path)
     sections = [section("eager", 1.95, 0.74), section("best", 1.5, 0.76)]
-    (tmp_path / "avx2").mkdir()
-    (tmp_path / "avx2/image_fp32_infer.md").write_text("\n\n".join(["# image_fp32_infer", *sections]))
+    (tmp_path / "amd_avx2").mkdir()
+    (tmp_path / "amd_avx2/image_fp32_infer.md").write_text("\n\n".join(["# image_fp32_infer", *sections]))
     (tmp_path / "memory_training.md").write_text("| mvitv2_small | 16 | fp32 | 2.60 | timm | 3.40 | 76% |\n")
-    judged = {row[1]: row[2:] for row in [*targets.speed_rows("avx2"), *targets.memory_rows()] if row[-1]}
-    assert not [row for row in targets.speed_rows("avx512") if row[-1]]
+    judged = {row[1]: row[2:] for row in [*targets.speed_rows("amd_avx2"), *targets.memory_rows()] if row[-1]}
+    assert not [row for row in targets.speed_rows("amd_avx512") if row[-1]]
     assert judged == {
         "image fp32 inference, eager mode, ratio": [">= 1.8", "1.95 [1.87-2.03]", "2.60", "met"],
         "image fp32 inference, best mode, ratio": [">= 1.7", "1.50 [1.42-1.58]", "2.00", "missed"],
@@ -63,13 +63,28 @@ def test_ratios_are_held_against_the_targets(targets, tmp_path, monkeypatch):
     }
     tallies = [line for line in targets.page().splitlines() if line.startswith("`")]
     assert tallies == [
-        "`avx512 met=0 missed=0 not_measured=16`",
-        "`avx2 met=2 missed=1 not_measured=13`",
+        "`amd_avx512 met=0 missed=0 not_measured=16`",
+        "`intel_avx512 met=0 missed=0 not_measured=16`",
+        "`amd_avx2 met=2 missed=1 not_measured=13`",
         "`memory met=0 missed=1 not_measured=3`",
     ]
     block = targets.readme_block()
     assert "--mode eager` | 1.95 | 1.87-2.03 | 20.0 | 10.3 |" in block
     assert re.search(r"^wall time, .*threads: \d+, torch \d+\.\d+[^,]*:\n\n", block), block
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("AMD EPYC (AVX512)", "amd_avx512"),
+        ("Intel(R) Xeon(R) Processor (AVX512)", "intel_avx512"),
+        ("11th Gen Intel(R) Core(TM) i7 (AVX2)", "intel_avx2"),
+        ("Neoverse-V1 (SVE256)", "other"),
+    ],
+)
+def test_tables_lie_by_maker_and_instructions(name, folder):
+    text = f"mvitv2_small, fp32, eager, infer, batch 8, 15 pairs, wall time, {name}, threads: 2, torch 2.15.0"
+    assert script("tables").processor(text) == folder
 
 
 def test_every_comparison_of_the_tables_can_be_asked_for(targets):
@@ -98,7 +113,8 @@ def test_the_page_of_the_folder_names_every_table():
 
 def test_a_table_lies_with_those_of_its_processor():
     tables = script("tables")
-    assert tables.instructions(section("eager", 1.2, 0.5)) == torch.backends.cpu.get_cpu_capability().lower()
+    named = [f"{maker}_{torch.backends.cpu.get_cpu_capability().lower()}" for maker in ("amd", "intel")]
+    assert tables.processor(section("eager", 1.2, 0.5)) in (*named, "other")
     for page in FOLDER.glob("*/*.md"):
         sections = page.read_text().split("## `openmvit bench ")[1:]
-        assert sections and {tables.instructions(one) for one in sections} == {page.parent.name}, page
+        assert sections and {tables.processor(one) for one in sections} == {page.parent.name}, page

@@ -13,8 +13,12 @@ WEIGHTS = {"w1": (1, 1, 1, 1), "w10": (10, 10, 5, 5), "w20": (20, 20, 10, 10), "
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_coder_gives_the_recorded_numbers(name):
     ops, coder = operations("coder"), BoxCoder(WEIGHTS[name])
-    assert torch.equal(coder.encode(ops["src"], ops["tgt"]), ops[f"{name}.encoded"])
-    assert torch.equal(coder.decode(ops["deltas"], ops["src"]), ops[f"{name}.decoded"])
+    encoded, expected = coder.encode(ops["src"], ops["tgt"]), ops[f"{name}.encoded"]
+    assert torch.equal(encoded[:, :2], expected[:, :2])
+    # The last bit of logarithms and exponentials depends on the processor.
+    torch.testing.assert_close(encoded[:, 2:], expected[:, 2:], rtol=2**-22, atol=0)
+    decoded, expected = coder.decode(ops["deltas"], ops["src"]), ops[f"{name}.decoded"]
+    torch.testing.assert_close(decoded, expected, rtol=0, atol=2**-23 * float(expected.abs().max()))
 
 
 def test_decode_keeps_the_classes_apart():

@@ -68,9 +68,9 @@ def test_frozen_blocks_and_a_frozen_input_need_no_gradient():
         torch.testing.assert_close(ours[name], expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("kernels", [True, False])
-def test_autocast_recomputes_in_the_precision_of_the_forward_pass(kernels, monkeypatch):
-    monkeypatch.setattr(precision, "HAS_BF16_KERNELS", kernels)
+@pytest.mark.parametrize("pays", [True, False])
+def test_autocast_recomputes_in_the_precision_of_the_forward_pass(pays, monkeypatch):
+    monkeypatch.setattr(precision, "BF16_PAYS", pays)
     model = build(reversible="mean", drop_path_rate=0.3)
     x = torch.randn(4, 3, 64, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from openmvit import model as network
+from openmvit.nn import precision
 from openmvit.nn.block import DropPath
 from openmvit.training import classification, job, run
 from openmvit.training.optim import learning_rate
@@ -127,6 +128,7 @@ def test_mixed_precision_reaches_the_forward_pass(
 ) -> None:
     seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
     start = job.Job.start
+    monkeypatch.setattr(precision, "BF16_PAYS", True)
 
     def starting(own: job.Job, engine: job.Engine) -> None:
         start(own, engine)

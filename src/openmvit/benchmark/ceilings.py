@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from openmvit.benchmark.case import Case
 from openmvit.measuring import Step, seconds_of
 from openmvit.nn.fast import one_dnn_linear
-from openmvit.nn.precision import needs_float32
+from openmvit.nn.precision import BF16_PAYS
 
 _REPEATS = 5
 
@@ -34,8 +34,9 @@ def onednn_linear(dtype: torch.dtype) -> Linear | None:
 
 
 def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type that products of a type are fastest in: float32 for bf16 where the framework has but plain loops."""
-    return torch.float32 if needs_float32(torch.empty(0, dtype=dtype, device=device)) else dtype
+    """The type that products of a type are fastest in: float32 for bf16 where a CPU is slower in that."""
+    slower = dtype == torch.bfloat16 and device.type == "cpu" and not BF16_PAYS
+    return torch.float32 if slower else dtype
 
 
 def linear_layers(case: Case) -> tuple[list[Step], float]:

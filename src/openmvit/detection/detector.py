@@ -17,6 +17,7 @@ from openmvit.detection.roi_heads import RoiHeads
 from openmvit.detection.rpn import RegionProposals
 from openmvit.errors import UserError
 from openmvit.model import FeatureMaps, MViT
+from openmvit.nn.precision import autocast_that_pays
 
 
 class Detector(nn.Module):
@@ -81,6 +82,16 @@ class Detector(nn.Module):
         """
         if targets is not None and len(targets) != len(images):
             raise UserError(f"{len(images)} pictures came with {len(targets)} targets", "Give one target per picture")
+        with autocast_that_pays(next(self.parameters())):
+            return self._forward(images, targets, output_sizes, detect)
+
+    def _forward(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[Target] | None,
+        output_sizes: Sequence[ImageSize] | None,
+        detect: bool,
+    ) -> list[Detections] | tuple[list[Detections], dict[str, Tensor]]:
         maps, sizes = self.features(images)
         if targets is None:
             return self._detect(maps, sizes, output_sizes)

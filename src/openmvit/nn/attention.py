@@ -15,7 +15,7 @@ from openmvit.nn import fast
 from openmvit.nn.fast import on_plain_cpu, products_pay
 from openmvit.nn.grid import Tokens, each, merge, partition, same_region
 from openmvit.nn.pooling import TokenPool
-from openmvit.nn.precision import in_float32, narrowed, narrowed_weight
+from openmvit.nn.precision import narrowed
 from openmvit.nn.products import attend_by_products, attend_in_channels
 from openmvit.nn.relative import key_indicators, key_terms, query_terms, value_term, write_out
 from openmvit.nn.symbolic import is_symbolic
@@ -79,9 +79,9 @@ class MultiscaleAttention(nn.Module):
             thirds = [lambda t, i=i: whole(t).unflatten(-1, (3, -1))[..., i, :].contiguous() for i in range(3)]
             return [partial(each, third) for third in thirds]
         # Narrowed and cut once, so that in the backward pass one copy puts the three gradients together.
-        weights = narrowed_weight(self.qkv.weight).unflatten(0, (3, -1)).unbind()
+        weights = narrowed(self.qkv.weight).unflatten(0, (3, -1)).unbind()
         bias = self.qkv.bias
-        biases = (None,) * 3 if bias is None else narrowed_weight(bias).unflatten(0, (3, -1)).unbind()
+        biases = (None,) * 3 if bias is None else narrowed(bias).unflatten(0, (3, -1)).unbind()
         return [partial(fast.linear, weight=w, bias=b) for w, b in zip(weights, biases, strict=True)]
 
     def _pool(self, name: str, x: Tensor, cls: Tensor | None) -> Tokens:
@@ -108,15 +108,14 @@ class MultiscaleAttention(nn.Module):
     def forward(self, x: Tensor, cls: Tensor | None = None) -> Tokens:
         """`[B, *grid, dim]` -> `[B, *q_grid, dim_attn]`, and the class token beside it."""
         (q, q_cls), (k, k_cls), (v, v_cls) = self._heads(x, cls)
-        rows = (q, k, v) if self.config.window else (q, k, v, k_cls, v_cls)
-        out = in_float32(self._attend_windows if self.config.window else self._attend_grid, *rows)
+        out = self._attend_windows(q, k, v) if self.config.window else self._attend_grid(q, k, v, k_cls, v_cls)
         if self.config.residual_pooling:
             # In this order the sum has the memory order of the queries, as the projection wants it.
             out = q + out
         out_cls = None
         if q_cls is not None and k_cls is not None and v_cls is not None:
             way = attend_by_products if products_pay(q) else attend
-            out_cls = in_float32(way, q_cls, _rows(k_cls, k), _rows(v_cls, v))
+            out_cls = way(q_cls, _rows(k_cls, k), _rows(v_cls, v))
         return fast.apply_linear(self.proj, *each(lambda t: t.flatten(-2), out, out_cls))
 
     def _attend_windows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

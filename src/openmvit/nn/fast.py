@@ -6,11 +6,9 @@ Every choice depends on device, type, shape and number of threads, never on a cl
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from openmvit.config import Size
 from openmvit.errors import UserError
 from openmvit.nn.grid import Tokens, conv, each
-from openmvit.nn.precision import autocast_type, has_autocast, in_float32, narrowed_weight, needs_float32
+from openmvit.nn.precision import autocast_type, has_autocast
 
 TYPES = (torch.float32, torch.bfloat16)
 
@@ -86,10 +84,10 @@ def most_scores(q: Tensor, most: int) -> int:
 def one_dnn_pays(dtype: torch.dtype) -> bool:
     """Whether linear layers go to oneDNN by name; `OPENMVIT_ONEDNN` = 1 or 0 decides, and by default the processor.
 
-    The framework sends float32 products to MKL, which uses AVX-512 on processors of its maker only; with AVX2 it is
-    the faster one of both on AMD too (benchmarks/NOTES.md). The operator is the framework's, but not public:
-    `tests/nn/test_fast_paths.py` names the releases it was tried on. Where it is missing, or the processor has no
-    instructions for the type, the public one is used.
+    The framework sends float32 products to MKL. With AVX-512 oneDNN is ahead of it on AMD, and as fast on Intel with
+    less around the products; with AVX2 it is behind (benchmarks/NOTES.md). The operator is the framework's, but not
+    public: `tests/nn/test_fast_paths.py` names the releases it was tried on. Where it is missing, or the processor has
+    no instructions for the type, the public one is used.
 
     Raises:
         UserError: if the setting is neither 0 nor 1.
@@ -97,7 +95,7 @@ def one_dnn_pays(dtype: torch.dtype) -> bool:
     setting = os.environ.get("OPENMVIT_ONEDNN", "")
     if setting not in ("", "0", "1"):
         raise UserError(f"OPENMVIT_ONEDNN is {setting!r}", "Set it to 1 or 0, or not at all")
-    suits = "AuthenticAMD" in _processor() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    suits = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     if setting == "0" or (not setting and not suits):
         return False
     try:
@@ -105,13 +103,6 @@ def one_dnn_pays(dtype: torch.dtype) -> bool:
     except (AttributeError, RuntimeError):
         return False
     return True
-
-
-def _processor() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
 
 
 def one_dnn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
@@ -156,14 +147,12 @@ def linear(
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, cls, weight, bias))
     one_type = x.dtype == dtype and (cls is None or cls.dtype == dtype)
     fits = values and (autocast is not None or one_type) and type(weight) in (Tensor, nn.Parameter)
-    on_cpu = values and device == "cpu" and dtype in TYPES and (needs_float32(x) or one_dnn_pays(dtype))
-    if not (fits and (on_cpu or (grad and gelu_before))):
-        # Types that differ stay the library's error on every processor.
-        way = partial(in_float32, F.linear) if autocast_type(x) or x.dtype == weight.dtype else F.linear
-        x, cls = each(lambda t: way(F.gelu(t) if gelu_before else t, weight, bias), x, cls)
+    one_dnn = values and device == "cpu" and dtype in TYPES and one_dnn_pays(dtype)
+    if not (fits and (one_dnn or (grad and gelu_before))):
+        x, cls = each(lambda t: F.linear(F.gelu(t) if gelu_before else t, weight, bias), x, cls)
         return each(F.gelu, x, cls) if gelu_after else (x, cls)
     x, cls = each(lambda t: t.to(dtype), x, cls)
-    weight, bias = narrowed_weight(weight), None if bias is None else narrowed_weight(bias)
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     if not grad:
         return each(lambda t: _product(F.gelu(t) if gelu_before else t, weight, bias, gelu_after), x, cls)
     # A call each: the grid of a last block that nobody reads is to have no part in the class token's graph.
@@ -184,7 +173,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
         return _by_frames(x, weight, stride, padding) if by_frames else _channels_first(x, weight, stride, padding)
     if not (torch.is_grad_enabled() and on_plain_cpu(x)):
         return conv(x, weight, None, stride, padding, groups=x.shape[-1])
-    if x.dtype == torch.bfloat16 and (prod(stride) > 1 or needs_float32(x)):
+    if x.dtype == torch.bfloat16 and prod(stride) > 1:
         with torch.autocast("cpu", enabled=False):
             return depthwise(x.float(), weight.float(), stride, padding).to(x.dtype)
     if len(stride) == 3 and _fits_frames(weight, stride, padding):
@@ -222,8 +211,6 @@ def _channels_first(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> T
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    if needs_float32(x):
-        return in_float32(_product, x, weight, bias, gelu)
     if x.device.type == "cpu" and x.dtype in TYPES and one_dnn_pays(x.dtype):
         return one_dnn_linear(x, weight, bias, gelu=gelu)
     x = F.linear(x, weight, bias)
@@ -253,7 +240,7 @@ class _Linear(torch.autograd.Function):
 def _gradients_of_public(
     x: Tensor, weight: Tensor, gelu: bool, grad: Tensor, needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    out = in_float32(F.linear, F.gelu(x) if gelu else x, weight)
+    out = F.linear(F.gelu(x) if gelu else x, weight)
     inputs = [t for t, one in zip((x, weight), needed, strict=False) if one]
     found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True) if inputs else ())
     return next(found) if needed[0] else None, next(found) if needed[1] else None
@@ -268,8 +255,5 @@ def _gradients(
         if gelu:  # into the same memory: it is the widest tensor of a block
             torch.ops.aten.gelu_backward.grad_input(of_x, x, grad_input=of_x)
     if needed[1]:
-        x = F.gelu(x) if gelu else x
-        if needs_float32(grad):
-            grad, x = grad.float(), x.float()
-        of_weight = (grad.flatten(0, -2).T @ x.flatten(0, -2)).to(weight.dtype)
+        of_weight = grad.flatten(0, -2).T @ (F.gelu(x) if gelu else x).flatten(0, -2)
     return of_x, of_weight

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openmvit.config import Size
-from openmvit.nn.precision import in_float32
 from openmvit.nn.symbolic import is_symbolic
 
 Tokens = tuple[Tensor, Tensor | None]
@@ -36,7 +35,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: 
         `[B, *grid_out, C_out]`, contiguous.
     """
     # A contiguous channels-last grid seen channels-first is what the library calls channels_last: no copy is made.
-    out = in_float32(_CONV[weight.dim() - 2], x.movedim(-1, 1), weight, bias, stride, padding, 1, groups)
+    out = _CONV[weight.dim() - 2](x.movedim(-1, 1), weight, bias, stride, padding, 1, groups)
     return out.movedim(1, -1).contiguous()
 
 

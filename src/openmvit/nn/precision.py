@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 
-def _has_bf16_kernels() -> bool:
-    """Whether the framework has products of bf16 for this processor that are no plain loops: from AVX-512 on."""
-    try:  # not public: `tests/nn/test_precision.py` names the releases it was tried on
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def _bf16_pays() -> bool:
+    """Whether products of bf16 are faster than products of float32 here.
+
+    Without AVX-512 the framework has plain loops for them. With it AMD multiplies bf16 faster than float32, and Intel
+    at about half the rate unless the processor has AMX (benchmarks/NOTES.md).
+    """
+    try:  # not public: `tests/nn/test_precision.py` names the releases they were tried on
+        supported, amx = torch.ops.mkldnn._is_mkldnn_bf16_supported(), torch.cpu._is_amx_tile_supported()
     except (AttributeError, RuntimeError):
-        return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        supported, amx = torch.backends.cpu.get_cpu_capability().startswith("AVX512"), False
+    return supported and (amx or "GenuineIntel" not in _processor())
 
 
-HAS_BF16_KERNELS = _has_bf16_kernels()
+def _processor() -> str:
+    """A text that names the maker of the processor."""
+    try:
+        with Path("/proc/cpuinfo").open() as file:
+            return file.read(4096)  # of the first core: the system takes long to write down hundreds
+    except OSError:
+        return platform.processor()
+
+
+BF16_PAYS = _bf16_pays()
 
 
 def autocast_type(x: Tensor) -> torch.dtype | None:
@@ -39,34 +54,22 @@ def narrowed(x: Tensor) -> Tensor:
     return x if dtype is None else x.to(dtype)
 
 
-def narrowed_weight(weight: Tensor) -> Tensor:
-    """`narrowed`, but for products that would only widen it again."""
-    return weight if needs_float32(weight) else narrowed(weight)
-
-
 def is_written() -> bool:
     """Whether an exporter or a tracer writes the operators down, to be run elsewhere."""
     compiling = torch.compiler.is_compiling()  # the compiler cannot ask the tracer
     return torch.compiler.is_exporting() if compiling else torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
-def needs_float32(x: Tensor) -> bool:
-    """Whether products of x are to be in bf16 on a CPU for which the framework has none but plain loops.
+def costs_time(weight: Tensor) -> bool:
+    """Whether autocast to bf16 makes a network that holds such weights slower: on CPUs that are faster in float32.
 
-    Those are some ten times slower than float32 (benchmarks/NOTES.md). A graph that is exported or traced does not
-    depend on the machine that wrote it.
+    Held in bf16 they stay in it. A graph that is exported or traced does not depend on the machine that wrote it.
     """
-    if HAS_BF16_KERNELS or x.device.type != "cpu" or is_written():
+    if BF16_PAYS or weight.device.type != "cpu" or weight.dtype != torch.float32 or is_written():
         return False
-    return (autocast_type(x) or x.dtype) == torch.bfloat16
+    return autocast_type(weight) == torch.bfloat16
 
 
-def in_float32(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """`function(*inputs)`; where the first input `needs_float32`, of all tensors in float32, and the result in bf16.
-
-    Products of bf16 are summed in float32 everywhere, so that this is the same arithmetic with fewer roundings.
-    """
-    if not needs_float32(inputs[0]):
-        return function(*inputs)
-    with torch.autocast("cpu", enabled=False):
-        return function(*(t.float() if isinstance(t, Tensor) else t for t in inputs)).to(torch.bfloat16)
+def autocast_that_pays(weight: Tensor) -> AbstractContextManager[object]:
+    """Autocast as it is, or none at all where it `costs_time`."""
+    return torch.autocast("cpu", enabled=False) if costs_time(weight) else nullcontext()
