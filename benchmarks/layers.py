@@ -26,7 +26,6 @@ from openmvit.nn import fast
 from openmvit.nn.attention import attend
 from openmvit.nn.fast import depthwise
 from openmvit.nn.grid import conv
-from openmvit.nn.precision import in_float32
 from openmvit.nn.products import attend_by_products
 from openmvit.nn.relative import Groups, query_terms, write_out
 
@@ -104,7 +103,7 @@ def attention() -> Iterator[list[str]]:
 
             inputs = [q, k, v, *tables]
             plain = partial(_written_out, q, k, v, tables, groups, k_grid)
-            ours = partial(in_float32, attend_by_products, q, k, v, tables, groups, k_grid)
+            ours = partial(attend_by_products, q, k, v, tables, groups, k_grid)
             forward = times(_quietly(plain), _quietly(ours))
             step = times(_backward(plain, inputs), _backward(ours, inputs))
             yield [name, precision, *(f"{t:.1f}" for t in (*forward, *step))]
@@ -123,10 +122,7 @@ def filters() -> Iterator[list[str]]:
 
 
 def linear() -> Iterator[list[str]]:
-    """A linear layer with the GELU behind it, and the gradient of its input: the public way and oneDNN's.
-
-    Of bf16 where the framework has but loops for it, oneDNN's in float32.
-    """
+    """A linear layer with the GELU behind it, and the gradient of its input: the public way and oneDNN's."""
     for rows, inner, outer in LINEAR:
         for precision, dtype in TYPES.items():
             x, grad = torch.randn(rows, inner).to(dtype), torch.randn(rows, outer).to(dtype)

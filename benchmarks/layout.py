@@ -24,7 +24,7 @@ from openmvit.config import MViTConfig, Size
 from openmvit.measuring import processor
 from openmvit.model import MViT
 from openmvit.nn.block import MultiscaleBlock
-from openmvit.nn.position import relative_rows
+from openmvit.nn.relative import relative_rows
 
 CPU = torch.device("cpu")
 IMAGE = MViTConfig(drop_path_rate=0.0)
@@ -74,8 +74,8 @@ class FlatBlock(nn.Module):
         """`[B, h, N, c]` -> position term `[B, h, N, M]`, zero in the class row and column."""
         axes, bias = "xyz"[: len(q_grid)], torch.zeros(())
         maps = q[:, :, self.rows :].reshape(*q.shape[:2], *q_grid, q.shape[-1])
-        for i, table in enumerate(self.block.attn.tables):
-            rows = relative_rows(table, q_grid[i], k_grid[i])
+        for i, table in enumerate(self.block.attn.tables()):
+            rows = relative_rows(table, (q_grid[i],), (k_grid[i],))
             term = torch.einsum(f"bh{axes}c,{axes[i]}kc->bh{axes}k", maps, rows)
             term = term.view(*term.shape[:-1], *(n if a == i else 1 for a, n in enumerate(k_grid)))
             bias = bias + term

@@ -96,8 +96,8 @@ def write(name: str, note: str, extra: str, mode: str | None = None, first: bool
 
 def processor(text: str) -> str:
     """The folder of a comparison: maker and instructions of the processor, as the report names them."""
-    found = re.search(r" time, (?:\w+ )*?(AMD|Intel)\b.*\((\w+)\), threads: ", text)
-    return f"{found[1]}_{found[2]}".lower() if found is not None else "other"
+    found = re.search(r" time, (?:\w+ )*?(AMD|Intel)\b.*\(([\w-]+)\), threads: ", text)
+    return f"{found[1]}_{found[2]}".lower().replace("-", "_") if found is not None else "other"
 
 
 def main() -> int:

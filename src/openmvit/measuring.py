@@ -16,6 +16,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from openmvit.nn.precision import has_amx
 from openmvit.nn.recompute import trim_memory
 
 P = ParamSpec("P")
@@ -117,4 +118,5 @@ def processor(device: torch.device) -> str:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()}), threads: {torch.get_num_threads()}"
+    instructions = torch.backends.cpu.get_cpu_capability() + ("-AMX" if has_amx() else "")
+    return f"{name} ({instructions}), threads: {torch.get_num_threads()}"

@@ -13,7 +13,7 @@ from openmvit.errors import UserError
 from openmvit.nn.block import MultiscaleBlock
 from openmvit.nn.grid import Tokens, conv, each
 from openmvit.nn.position import resize_grid, sincos_table
-from openmvit.nn.precision import autocast_that_pays, costs_time
+from openmvit.nn.precision import autocast_that_pays, paying
 from openmvit.nn.reversible import build_blocks, run_stages
 
 
@@ -190,17 +190,16 @@ class MViT(nn.Module):
         return position, self.pos_embed[:, :rows] if rows else None
 
     def stages(self, x: Tensor) -> list[Tokens]:
-        """Tokens after each stage, `[B, *grid, C]` and class token, no final norm; float32 where bf16 `costs_time`."""
+        """Tokens after each stage, `[B, *grid, C]` with the class token beside them, without final norm."""
         self.check_input(x)
         outputs: list[Tokens] = []
-        weight = next(self.parameters())
-        x = x.float() if costs_time(weight) else x
-        with autocast_that_pays(weight):
+        x = paying(x, self.patch_embed.proj.weight)
+        with autocast_that_pays(self.patch_embed.proj.weight):
             x, cls = self.embed(x)
             if self.config.reversible != "none":
                 return [(tokens, None) for tokens in run_stages(self.blocks, x, recompute=self.recompute_streams)]
+            again = self.grad_checkpointing and self.training
             for i, block in enumerate(self.blocks):
-                again = self.grad_checkpointing and self.training
                 x, cls = checkpoint(block, x, cls, use_reentrant=False) if again else block(x, cls)
                 if i + 1 in self._stage_ends():
                     outputs.append((x, cls))
@@ -215,11 +214,12 @@ class MViT(nn.Module):
 
     def forward_head(self, x: Tensor, cls: Tensor | None) -> Tensor:
         """Final norm, pooling and classifier: `[B, *grid, C]` -> `[B, num_classes]`."""
-        if self.config.norm_after_pool:
-            return self.head(self.norm(x.flatten(1, -2).mean(1)))
-        if self.config.head_reads == "token" and cls is not None:
-            return self.head(self.norm(cls).squeeze(1))
-        return self.head(self.norm(x).flatten(1, -2).mean(1))
+        with autocast_that_pays(self.patch_embed.proj.weight):
+            if self.config.norm_after_pool:
+                return self.head(self.norm(x.flatten(1, -2).mean(1)))
+            if self.config.head_reads == "token" and cls is not None:
+                return self.head(self.norm(cls).squeeze(1))
+            return self.head(self.norm(x).flatten(1, -2).mean(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, never probabilities: `[B, C, *size]` -> `[B, num_classes]`."""

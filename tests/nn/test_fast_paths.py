@@ -303,10 +303,7 @@ def test_an_empty_batch_stays_empty(form):
     out.sum().backward()
 
 
-@pytest.mark.parametrize(
-    ("capability", "pays"),
-    [("AVX512", True), ("AVX2", False)],
-)
+@pytest.mark.parametrize(("capability", "pays"), [("AVX512", True), ("AVX2", False)])
 def test_one_dnn_takes_linear_layers_with_avx512(capability, pays, monkeypatch, one_dnn):
     monkeypatch.delenv("OPENMVIT_ONEDNN")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
@@ -328,9 +325,9 @@ def test_processors_without_bf16_instructions(instructions):
     script = """
 import torch
 from openmvit import create_model
-model = create_model("mvitv2_micro").eval()
-with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-    print(model(torch.randn(1, 3, *model.config.input_size)).shape)
+model = create_model("mvitv2_micro").eval().bfloat16()
+with torch.no_grad():
+    print(model(torch.randn(1, 3, *model.config.input_size).bfloat16()).shape)
 """
     limits = {"ONEDNN_MAX_CPU_ISA": instructions, "OPENMVIT_ONEDNN": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=os.environ | limits, capture_output=True, text=True)

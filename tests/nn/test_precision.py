@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detection.small import detector, pictures
+from detection.small import detector, pictures, target
 from nn.test_fast_paths import CLIP, FORMS, IMAGE, network
 from openmvit.nn import precision
-from openmvit.nn.precision import autocast_that_pays, costs_time
+from openmvit.nn.precision import autocast_that_pays, bf16_costs_time
 
 TRIED_ON = ("2.11", "2.15")
 """Releases of torch whose private questions about the processor were asked."""
@@ -46,16 +46,26 @@ def test_the_processor_answers():
 )
 def test_it_pays_by_maker_and_instructions(supported, amx, processor, pays, monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(precision, "has_amx", lambda: amx)
     monkeypatch.setattr(precision, "_processor", lambda: processor)
     assert precision._bf16_pays() == pays
 
 
-@pytest.mark.parametrize(("capability", "pays"), [("DEFAULT", False), ("AVX2", False), ("AVX512", True)])
-def test_without_the_private_questions_the_instructions_answer(capability, pays, monkeypatch):
+@pytest.mark.parametrize(
+    ("capability", "processor", "pays"),
+    [
+        ("DEFAULT", "AuthenticAMD", False),
+        ("AVX2", "AuthenticAMD", False),
+        ("AVX512", "AuthenticAMD", True),
+        ("AVX512", "GenuineIntel", False),
+        ("AVX512", "GenuineIntel flags: amx_bf16 amx_tile", True),
+    ],
+)
+def test_without_the_private_questions_the_system_answers(capability, processor, pays, monkeypatch):
     monkeypatch.setattr(torch.ops, "mkldnn", object())
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(precision, "_processor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(precision, "_processor", lambda: processor)
     assert precision._bf16_pays() == pays
 
 
@@ -95,10 +105,13 @@ STEPS = {
 }
 
 
+@pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("form", STEPS)
-def test_a_step_is_the_one_in_float32_to_the_last_bit(form, slow_bf16):
+def test_a_step_is_the_one_in_float32_to_the_last_bit(form, again, slow_bf16):
     model, x = network(STEPS[form]), torch.randn(2, 3, *STEPS[form]["input_size"])
     exact = step(model, x)
+    if again:
+        model.set_grad_checkpointing()
     with torch.autocast("cpu", torch.bfloat16), Watch() as watch:
         found = step(model, x)
     assert watch.types == {torch.float32}
@@ -112,14 +125,40 @@ def test_where_it_pays_products_are_in_bf16(monkeypatch):
     assert torch.bfloat16 in watch.types
 
 
-def test_pictures_in_bf16_are_widened(slow_bf16):
-    model, x = network(IMAGE), torch.randn(2, 3, *IMAGE["input_size"]).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pictures_of_16_bits_are_widened(dtype, slow_bf16):
+    model, x = network(IMAGE), torch.randn(2, 3, *IMAGE["input_size"]).to(dtype)
     with torch.no_grad():
         exact = model(x.float())
         with torch.autocast("cpu", torch.bfloat16):
             found = model(x)
-    assert found.dtype == torch.bfloat16  # the classifier is called as it is
-    torch.testing.assert_close(found.float(), exact, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(found, exact, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("pays", [True, False])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+def test_pictures_of_other_types_stay_an_error(dtype, pays, monkeypatch):
+    monkeypatch.setattr(precision, "BF16_PAYS", pays)
+    with pytest.raises(RuntimeError, match="type"), torch.autocast("cpu", torch.bfloat16):
+        network(IMAGE)(torch.ones(2, 3, *IMAGE["input_size"]).to(dtype))
+
+
+def test_weights_of_bf16_stay_in_it(slow_bf16):
+    x = torch.randn(2, 3, *IMAGE["input_size"])
+    exact, narrow = network(IMAGE)(x), network(IMAGE).bfloat16()
+    with Watch() as watch:
+        logits = narrow(x.bfloat16())
+    logits.sum().backward()
+    assert torch.bfloat16 in watch.types and logits.dtype == torch.bfloat16  # some filters are faster in float32
+    assert float((logits.float() - exact).norm() / exact.norm()) < 3e-2
+
+
+def test_a_replica_without_parameters_runs(monkeypatch):
+    """As `nn.DataParallel` makes them: weights are attributes there."""
+    model, x = network(IMAGE).eval(), torch.randn(2, 3, *IMAGE["input_size"])
+    expected = model(x)
+    monkeypatch.setattr(model, "parameters", lambda: iter(()))
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
 
 
 def test_a_detector_is_in_float32_with_neck_and_heads(slow_bf16):
@@ -132,19 +171,30 @@ def test_a_detector_is_in_float32_with_neck_and_heads(slow_bf16):
     torch.testing.assert_close(found.scores, exact.scores, rtol=0, atol=0)
 
 
+def test_losses_of_a_detector_are_those_in_float32(slow_bf16):
+    model, seen, targets = detector().train(), pictures((40, 56)), [target((40, 56))]
+    found = []
+    for bf16 in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            found.append(model(seen, targets, detect=False)[1])
+        sum(found[-1].values()).backward()
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
 def test_what_is_not_asked_for_stays(slow_bf16):
     weight = torch.zeros(1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert costs_time(weight)
-        assert not costs_time(weight.double())
-        assert not costs_time(weight.bfloat16())
+        assert bf16_costs_time(weight)
+        assert not bf16_costs_time(weight.double())
+        assert not bf16_costs_time(weight.bfloat16())
         with autocast_that_pays(weight):
             assert not torch.is_autocast_enabled("cpu")
         with autocast_that_pays(weight.bfloat16()):
             assert torch.is_autocast_enabled("cpu")
     with torch.autocast("cpu", torch.float16):
-        assert not costs_time(weight)
-    assert not costs_time(weight)
+        assert not bf16_costs_time(weight)
+    assert not bf16_costs_time(weight)
 
 
 def test_types_that_do_not_fit_stay_an_error(slow_bf16):

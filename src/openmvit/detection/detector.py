@@ -83,22 +83,14 @@ class Detector(nn.Module):
         if targets is not None and len(targets) != len(images):
             raise UserError(f"{len(images)} pictures came with {len(targets)} targets", "Give one target per picture")
         with autocast_that_pays(next(self.parameters())):
-            return self._forward(images, targets, output_sizes, detect)
-
-    def _forward(
-        self,
-        images: Sequence[Tensor],
-        targets: Sequence[Target] | None,
-        output_sizes: Sequence[ImageSize] | None,
-        detect: bool,
-    ) -> list[Detections] | tuple[list[Detections], dict[str, Tensor]]:
-        maps, sizes = self.features(images)
-        if targets is None:
-            return self._detect(maps, sizes, output_sizes)
-        targets = [{k: v.to(maps[0].device) if isinstance(v, Tensor) else v for k, v in t.items()} for t in targets]
-        proposals, _, losses = self.rpn(maps, sizes, targets)
-        losses = losses | self.roi_heads(maps, proposals, sizes, targets)
-        return (self._detect(maps, sizes, output_sizes) if detect else []), losses
+            maps, sizes = self.features(images)
+            if targets is None:
+                return self._detect(maps, sizes, output_sizes)
+            device = maps[0].device
+            targets = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in t.items()} for t in targets]
+            proposals, _, losses = self.rpn(maps, sizes, targets)
+            losses = losses | self.roi_heads(maps, proposals, sizes, targets)
+            return (self._detect(maps, sizes, output_sizes) if detect else []), losses
 
     @torch.no_grad()
     def _detect(

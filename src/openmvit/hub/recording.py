@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from openmvit.model import MViT
 from openmvit.nn.grid import Tokens
+from openmvit.nn.precision import autocast_that_pays
 from openmvit.nn.products import attend_by_products
 
 
@@ -96,8 +97,9 @@ def recorded(network: MViT, *, states: bool = False, attentions: bool = False) -
         hooks += [block.get_submodule("attn").register_forward_hook(collect) for block in blocks]
         with weights:
             yield kept
-        for grid, *token in calls:
-            kept.attentions.append(torch.cat([*(call() for call in token), grid()], dim=-2))
+        with autocast_that_pays(network.patch_embed.proj.weight):
+            for grid, *token in calls:
+                kept.attentions.append(torch.cat([*(call() for call in token), grid()], dim=-2))
     finally:
         for hook in hooks:
             hook.remove()

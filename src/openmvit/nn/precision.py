@@ -1,4 +1,4 @@
-"""In which type products are computed: what autocast asks for, and what the processor has instructions for."""
+"""In which type products are computed: what autocast asks for, and what the processor is fast in."""
 
 from __future__ import annotations
 
@@ -13,14 +13,23 @@ from torch import Tensor
 def _bf16_pays() -> bool:
     """Whether products of bf16 are faster than products of float32 here.
 
-    Without AVX-512 the framework has plain loops for them. With it AMD multiplies bf16 faster than float32, and Intel
-    at about half the rate unless the processor has AMX (benchmarks/NOTES.md).
+    Without AVX-512 the framework has plain loops for them on x86. With it AMD multiplies bf16 faster than float32, and
+    Intel at half to two thirds of the rate (benchmarks/NOTES.md), but for processors with AMX, which are taken to be
+    faster.
     """
-    try:  # not public: `tests/nn/test_precision.py` names the releases they were tried on
-        supported, amx = torch.ops.mkldnn._is_mkldnn_bf16_supported(), torch.cpu._is_amx_tile_supported()
+    try:  # not public: `tests/nn/test_precision.py` names the releases it was tried on
+        supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     except (AttributeError, RuntimeError):
-        supported, amx = torch.backends.cpu.get_cpu_capability().startswith("AVX512"), False
-    return supported and (amx or "GenuineIntel" not in _processor())
+        supported = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return supported and (has_amx() or "GenuineIntel" not in _processor())
+
+
+def has_amx() -> bool:
+    """Whether the processor has units for products of whole tiles."""
+    try:  # not public either
+        return torch.cpu._is_amx_tile_supported()
+    except (AttributeError, RuntimeError):
+        return "amx_bf16" in _processor()
 
 
 def _processor() -> str:
@@ -60,10 +69,11 @@ def is_written() -> bool:
     return torch.compiler.is_exporting() if compiling else torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
-def costs_time(weight: Tensor) -> bool:
+def bf16_costs_time(weight: Tensor) -> bool:
     """Whether autocast to bf16 makes a network that holds such weights slower: on CPUs that are faster in float32.
 
-    Held in bf16 they stay in it. A graph that is exported or traced does not depend on the machine that wrote it.
+    Weights held in bf16 are multiplied as they are. A graph that is exported or traced does not depend on the machine
+    that wrote it.
     """
     if BF16_PAYS or weight.device.type != "cpu" or weight.dtype != torch.float32 or is_written():
         return False
@@ -71,5 +81,10 @@ def costs_time(weight: Tensor) -> bool:
 
 
 def autocast_that_pays(weight: Tensor) -> AbstractContextManager[object]:
-    """Autocast as it is, or none at all where it `costs_time`."""
-    return torch.autocast("cpu", enabled=False) if costs_time(weight) else nullcontext()
+    """Autocast as it is, or none at all where `bf16_costs_time`."""
+    return torch.autocast("cpu", enabled=False) if bf16_costs_time(weight) else nullcontext()
+
+
+def paying(x: Tensor, weight: Tensor) -> Tensor:
+    """An input as a network in `autocast_that_pays` reads it: of 16 bits widened where autocast will be off."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) and bf16_costs_time(weight) else x
