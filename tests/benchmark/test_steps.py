@@ -16,6 +16,7 @@ from openmvit.benchmark.peers import SAME, find_peer
 from openmvit.benchmark.steps import build, make_batch, make_step, onednn_switch, output_difference
 from openmvit.convert import to_native
 from openmvit.errors import UserError
+from openmvit.nn import precision
 from openmvit.zoo import create_model
 
 measure = import_module("openmvit.benchmark.measure")  # the package has a function of that name
@@ -169,7 +170,8 @@ def test_a_process_that_is_killed_costs_its_memory_alone(monkeypatch):
     assert math.isnan(measure.peak_memory(make_case("mvitv2_tiny", device="cpu"), 0))
 
 
-def test_bf16_weights_need_no_autocast(tiny):
+def test_bf16_weights_need_no_autocast(tiny, monkeypatch):
+    monkeypatch.setattr(precision, "BF16_PAYS", True)
     case, ours, _ = tiny
     case = replace(case, precision="bf16", step="infer")
     x = make_batch(case)[0]

@@ -12,6 +12,7 @@ from detection.small import detector, pictures, target
 from nn.test_fast_paths import CLIP, FORMS, IMAGE, network
 from openmvit.nn import precision
 from openmvit.nn.precision import autocast_that_pays, bf16_costs_time
+from openmvit.nn.symbolic import is_exporting
 
 TRIED_ON = ("2.11", "2.15")
 """Releases of torch whose private questions about the processor were asked."""
@@ -233,3 +234,16 @@ def test_a_compiled_network_multiplies_no_bf16(slow_bf16):
         expected = model.forward_features(x)
     assert watch.types == {torch.float32}
     torch.testing.assert_close(found, expected)
+
+
+class Asks(torch.nn.Module):
+    def forward(self, x):
+        return x + int(is_exporting())
+
+
+def test_a_compiler_is_no_exporter():
+    """The public question takes it for one in torch 2.11."""
+    x = torch.zeros(2)
+    assert float(torch.compile(Asks(), fullgraph=True, backend="eager")(x).sum()) == 0
+    assert float(torch.export.export(Asks(), (x,)).module()(x).sum()) == 2
+    assert not is_exporting()

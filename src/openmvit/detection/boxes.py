@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
+from openmvit.nn.symbolic import is_exporting
+
 _LARGEST = math.log(1000 / 16)
 """Of dw and dh when decoding: a 16 pixel reference grows to 1000 at most, and exp cannot overflow."""
 
@@ -125,7 +127,7 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
     In an exported graph the sides are tensors.
     """
-    if torch.compiler.is_exporting():
+    if is_exporting():
         height, width = (torch.as_tensor(side, dtype=boxes.dtype) for side in size)
         ends = torch.stack([width, height]).repeat(boxes.shape[1] // 2)
         return torch.minimum(boxes.clamp(min=0), ends)

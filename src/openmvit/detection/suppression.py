@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchvision import ops
 
+from openmvit.nn.symbolic import is_exporting
+
 _TILES = 64
 """Groups side by side in one row of tiles."""
 
@@ -22,7 +24,7 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, overlap: float, limi
     Returns:
         int64 row numbers, best first.
     """
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         return ops.batched_nms(boxes, scores, groups, overlap)[:limit]
     # A graph has no loop over groups and no choice by their number: each gets a tile of the plane to itself. Tiles in
     # rows keep coordinates, and so their rounding, small.

@@ -19,6 +19,7 @@ from openmvit.config import Size
 from openmvit.errors import UserError
 from openmvit.nn.grid import Tokens, conv, each
 from openmvit.nn.precision import autocast_type, has_autocast
+from openmvit.nn.symbolic import is_exporting
 
 TYPES = (torch.float32, torch.bfloat16)
 
@@ -63,7 +64,7 @@ def products_pay(q: Tensor) -> bool:
     """
     if on_plain_cpu(q):
         return q.dtype != torch.float32 or torch.is_grad_enabled() or q.dim() > 5
-    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    compiled = torch.compiler.is_compiling() and not is_exporting()
     return compiled and q.device.type == "cpu" and q.dtype == torch.bfloat16
 
 
@@ -167,7 +168,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
     up to 20 times as long as filters on the frames alone whose results are shifted and added. On CUDA a filter on three
     axes takes up to 23 times as long in channels-last memory as by frames or channels first (benchmarks/NOTES.md).
     """
-    if len(stride) == 3 and x.device.type == "cuda" and not torch.compiler.is_exporting():
+    if len(stride) == 3 and x.device.type == "cuda" and not is_exporting():
         large = x.shape[2] * x.shape[3] >= LARGE_FRAME and prod(stride[1:]) <= 4
         by_frames = large and _fits_frames(weight, stride, padding)
         return _by_frames(x, weight, stride, padding) if by_frames else _channels_first(x, weight, stride, padding)

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openmvit.nn.symbolic import is_exporting
+
 
 def _bf16_pays() -> bool:
     """Whether products of bf16 are faster than products of float32 here.
@@ -66,7 +68,7 @@ def narrowed(x: Tensor) -> Tensor:
 def is_written() -> bool:
     """Whether an exporter or a tracer writes the operators down, to be run elsewhere."""
     compiling = torch.compiler.is_compiling()  # the compiler cannot ask the tracer
-    return torch.compiler.is_exporting() if compiling else torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return is_exporting() if compiling else torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def bf16_costs_time(weight: Tensor) -> bool:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openmvit.nn.fast import is_transformed, on_plain_cpu
 from openmvit.nn.grid import Tokens
+from openmvit.nn.symbolic import is_exporting
 
 LARGE_MAP = 2**16
 """Tokens of a map from which its activations are dropped: those of a detector's first blocks at 1024 x 1024, and of
@@ -23,7 +24,7 @@ clips of 312 pixels, but not of pictures and clips of 224."""
 def drops_activations(x: Tensor) -> bool:
     """Whether what is made of `[B, *grid, C]` should be computed again in the backward pass."""
     # A transform of `torch.func` and an exporter take no recomputation.
-    if not torch.is_grad_enabled() or prod(x.shape[1:-1]) < LARGE_MAP or torch.compiler.is_exporting():
+    if not torch.is_grad_enabled() or prod(x.shape[1:-1]) < LARGE_MAP or is_exporting():
         return False
     return torch.compiler.is_compiling() or not is_transformed()
 

@@ -17,6 +17,7 @@ from openmvit.nn.attention import MultiscaleAttention
 from openmvit.nn.block import DropPath, Mlp
 from openmvit.nn.fast import apply_linear
 from openmvit.nn.precision import has_autocast
+from openmvit.nn.symbolic import is_exporting
 
 
 class _Branches(nn.Module):
@@ -120,7 +121,7 @@ def run_stages(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool = True
         if x.dtype != torch.float32 and _autocast(x.device.type) is not None:
             x = x.float()  # rounding of half-precision streams would add up on the way back
         keeps = [block.draw(x) for block in run]
-        if recompute and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        if recompute and torch.is_grad_enabled() and not is_exporting():
             x = _recomputed(run, keeps, x)  # pyright: ignore[reportCallIssue]
         else:
             x = torch.cat(_forward(run, keeps, x), dim=-1)

@@ -6,6 +6,13 @@ import torch
 from torch import Tensor
 
 
+def is_exporting() -> bool:
+    """Whether an exporter looks at the operators, rather than a compiler."""
+    # The compiler of torch 2.11 answers the public question with yes; what stands behind it is not public.
+    flag = getattr(torch.compiler, "_is_exporting_flag", None)
+    return torch.compiler.is_exporting() if flag is None else flag
+
+
 def is_symbolic(*sizes: int) -> bool:
     """Whether one of the sizes is left open; only an export has such sizes, `torch.compile` shows plain integers."""
     return any(isinstance(n, torch.SymInt) for n in sizes)
