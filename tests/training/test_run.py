@@ -15,6 +15,7 @@ import torch
 
 from openmvit import checkpoint, zoo
 from openmvit.errors import UserError
+from openmvit.nn import precision
 from openmvit.training import memory, run, state
 from openmvit.training.classification import ClassificationValidation, freeze
 from openmvit.training.opening import open_task
@@ -251,13 +252,18 @@ def test_batch_auto_takes_what_fits_and_writes_it_down(recipe: Recipe) -> None:
         memory.largest_batch(64, lambda n: False)
 
 
-def test_running_out_of_memory_names_the_options_that_help() -> None:
+@pytest.mark.parametrize("bf16_pays", [True, False])
+def test_running_out_of_memory_names_the_options_that_help(monkeypatch: pytest.MonkeyPatch, bf16_pays: bool) -> None:
+    monkeypatch.setattr(precision, "BF16_PAYS", bf16_pays)
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
     problem = memory.explain_memory(caught.value, 64)
     assert problem is not None
-    for option in ("--batch", "--accumulate", "--grad-ckpt", "--imgsz", "--amp"):
+    for option in ("--batch", "--accumulate", "--grad-ckpt", "--imgsz"):
         assert option in str(problem)
+    assert ("--amp bf16" in str(problem)) == bf16_pays
+    of_card = memory.explain_memory(torch.OutOfMemoryError("CUDA out of memory"), 64)
+    assert "--amp bf16" in str(of_card)
     assert memory.explain_memory(ValueError("shape"), 64) is None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from openmvit.errors import UserError
+from openmvit.nn import precision
 from openmvit.training.layers import blocks_of
 from openmvit.training.recipe import Recipe
 
@@ -147,7 +148,7 @@ def explain_memory(error: BaseException, batch: int | str) -> UserError | None:
         isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
     ):
         return None
-    return UserError(
-        f"Out of memory with --batch {batch}",
-        "Options that help: a smaller --batch with a larger --accumulate, --grad-ckpt, a smaller --imgsz, --amp bf16",
-    )
+    options = "Options that help: a smaller --batch with a larger --accumulate, --grad-ckpt, a smaller --imgsz"
+    # On CPUs that are slower in bf16 networks stay in float32 whatever is asked for.
+    narrows = isinstance(error, torch.OutOfMemoryError) or precision.BF16_PAYS
+    return UserError(f"Out of memory with --batch {batch}", options + (", --amp bf16" if narrows else ""))
