@@ -262,8 +262,9 @@ def test_running_out_of_memory_names_the_options_that_help(monkeypatch: pytest.M
     for option in ("--batch", "--accumulate", "--grad-ckpt", "--imgsz"):
         assert option in str(problem)
     assert ("--amp bf16" in str(problem)) == bf16_pays
-    of_card = memory.explain_memory(torch.OutOfMemoryError("CUDA out of memory"), 64)
-    assert "--amp bf16" in str(of_card)
+    assert ("--amp bf16" in str(memory.explain_memory(MemoryError(), 64))) == bf16_pays
+    for of_card in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")):
+        assert "--amp bf16" in str(memory.explain_memory(of_card, 64))
     assert memory.explain_memory(ValueError("shape"), 64) is None
 
 
