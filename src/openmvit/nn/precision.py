@@ -16,8 +16,7 @@ def _bf16_pays() -> bool:
     """Whether products of bf16 are faster than products of float32 here.
 
     Without AVX-512 the framework has plain loops for them on x86. With it AMD multiplies bf16 faster than float32, and
-    Intel at half to three quarters of the rate (benchmarks/NOTES.md), but for processors with AMX, which are taken to be
-    faster.
+    Intel at half to three quarters of the rate (benchmarks/NOTES.md), but for processors with AMX, taken to be faster.
     """
     try:  # not public: `tests/nn/test_precision.py` names the releases it was tried on
         supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
