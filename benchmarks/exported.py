@@ -1,6 +1,6 @@
 """Exported graphs against the network itself on a CPU: ONNX Runtime in fp32 and int8, OpenVINO where it is installed.
 
-    OMP_NUM_THREADS=1 python benchmarks/exported.py --clock processor --rounds 11 --out benchmarks/exported.md
+    OMP_NUM_THREADS=1 python benchmarks/exported.py --clock processor --rounds 11 --out benchmarks/amd_avx512/exported.md
 
 All sides hold the same random weights, use the same number of threads and take turns in one process. The outputs are
 compared first.
@@ -111,9 +111,11 @@ def main() -> None:
     about = ", ".join(f"{package} {version(package)}" for package in packages)
     words = f"--clock {options.clock} --rounds {options.rounds}"
     command = f"OMP_NUM_THREADS={torch.get_num_threads()} python benchmarks/exported.py {words}"
+    if options.out:
+        command += f" --out {options.out}"
     text = f"""# Exported graphs
 
-`{command} --out benchmarks/exported.md`; {about}; {processor(CPU)}.
+`{command}`; {about}; {processor(CPU)}.
 
 Ratio: time of the network in eager mode by that of the side, median of {options.rounds} rounds in which all sides take
 turns; spread: 10th and 90th percentile. Time is that of the {"wall" if options.clock == "wall" else "processor"}.
