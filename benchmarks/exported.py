@@ -1,6 +1,6 @@
 """Exported graphs against the network itself on a CPU: ONNX Runtime in fp32 and int8, OpenVINO where it is installed.
 
-    OMP_NUM_THREADS=1 python benchmarks/exported.py --clock processor --rounds 11 --out benchmarks/amd_avx512/exported.md
+    OMP_NUM_THREADS=1 python benchmarks/exported.py --clock processor --out benchmarks/amd_avx512/exported.md
 
 All sides hold the same random weights, use the same number of threads and take turns in one process. The outputs are
 compared first.

@@ -119,6 +119,8 @@ def test_a_table_lies_with_those_of_its_processor(targets):
     assert tables.processor(section("eager", 1.2, 0.5)).startswith(maker[0].lower() if maker else "other")
     for page in FOLDER.glob("*/*.md"):
         sections = page.read_text().split("## `openmvit bench ")[1:]
+        if page.stem == "exported":  # one measurement, whose first line names the processor
+            sections = [page.read_text().replace("; ", " time, ")]
         assert sections and {tables.processor(one) for one in sections} == {page.parent.name}, page
         assert page.parent.name in targets.PROCESSORS, page
 
