@@ -149,7 +149,7 @@ def explain_memory(error: BaseException, batch: int | str) -> UserError | None:
     ):
         return None
     options = "Options that help: a smaller --batch with a larger --accumulate, --grad-ckpt, a smaller --imgsz"
-    # On CPUs that are slower in bf16 networks stay in float32 whatever is asked for. Only main memory's errors name it.
+    # On CPUs that are slower in bf16 networks stay in float32 whatever is asked for. A card raises neither of these.
     of_cpu = isinstance(error, MemoryError) or "CPUAllocator" in text
     narrows = precision.BF16_PAYS or not of_cpu
     return UserError(f"Out of memory with --batch {batch}", options + (", --amp bf16" if narrows else ""))
