@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError
 from openmvit.model import MViT
-from openmvit.nn import attention, fast, precision, products
+from openmvit.nn import attention, fast, filters, precision, products
 from openmvit.nn.attention import MultiscaleAttention, attend, attend_by_hand, attend_in_channels
 from openmvit.nn.fast import depthwise, one_dnn_pays
 from openmvit.nn.grid import conv, each
@@ -185,13 +186,56 @@ def test_filters_frame_by_frame(stride, taps, frames):
     padding = (taps // 2, 1, 1)
     found, expected = depthwise(x, weight, stride, padding), conv(x, weight, None, stride, padding, groups=3)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    first = fast._channels_first(x, weight, stride, padding)
+    first = filters.channels_first(x, weight, stride, padding)
     assert first.is_contiguous()
     torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-12)
     grad = torch.randn_like(expected)
     pairs = zip(*(torch.autograd.grad(y, (x, weight), grad) for y in (found, expected)), strict=True)
     for ours, plain in pairs:
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("piece", [2**20, 2 * 5 * 4 * 3 * 8, 1])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (1, 4, 4)])
+def test_gradients_of_filters_whatever_the_pieces(stride, piece, monkeypatch):
+    """By one, two and all of five frames at a time: first and second gradients against finite differences."""
+    monkeypatch.setattr(filters, "PIECE", piece)
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 5, 4, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 1, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    filtered = partial(depthwise, stride=stride, padding=(1, 1, 1))
+    assert torch.autograd.gradcheck(filtered, (x, weight))
+    assert torch.autograd.gradgradcheck(filtered, (x, weight), fast_mode=True)
+    for frozen in (x, weight):
+        frozen.requires_grad_(False)
+        assert torch.autograd.gradcheck(filtered, (x, weight))
+        frozen.requires_grad_(True)
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2)])
+@pytest.mark.parametrize("held", [torch.float32, torch.bfloat16], ids=["autocast", "held_in_bf16"])
+def test_filters_in_bf16(held, stride):
+    """As near to float32 as bf16 is, types as everywhere, and x kept in 16 bits for the backward pass."""
+    torch.manual_seed(0)
+    exact = torch.randn(2, 5, 6, 4, 3, requires_grad=True)
+    weight = torch.randn(3, 1, 3, 3, 3).to(held).requires_grad_()
+    x, kept = exact.detach().bfloat16().requires_grad_(), []
+
+    def keep(tensor):
+        kept.append((tensor.shape, tensor.dtype))
+        return tensor
+
+    watched = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.autocast("cpu", torch.bfloat16, enabled=held == torch.float32), watched:
+        out = depthwise(x, weight, stride, (1, 1, 1))
+    assert (x.shape, torch.bfloat16) in kept and (x.shape, torch.float32) not in kept
+    expected = conv(exact, weight.float(), None, stride, (1, 1, 1), groups=3)
+    grad = torch.randn_like(expected)
+    found = out, *torch.autograd.grad(out, (x, weight), grad.bfloat16())
+    plain = expected, *torch.autograd.grad(expected, (exact, weight), grad)
+    for ours, theirs, dtype in zip(found, plain, (torch.bfloat16, torch.bfloat16, held), strict=True):
+        assert ours.dtype == dtype
+        assert float((ours.float() - theirs.float()).norm() / theirs.float().norm()) < 1e-2
 
 
 def test_this_release_of_torch_was_tried():

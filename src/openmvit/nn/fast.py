@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from openmvit.config import Size
 from openmvit.errors import UserError
+from openmvit.nn import filters
 from openmvit.nn.grid import Tokens, conv, each
 from openmvit.nn.precision import autocast_type, has_autocast
 from openmvit.nn.symbolic import is_exporting
@@ -170,45 +171,22 @@ def depthwise(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
     """
     if len(stride) == 3 and x.device.type == "cuda" and not is_exporting():
         large = x.shape[2] * x.shape[3] >= LARGE_FRAME and prod(stride[1:]) <= 4
-        by_frames = large and _fits_frames(weight, stride, padding)
-        return _by_frames(x, weight, stride, padding) if by_frames else _channels_first(x, weight, stride, padding)
-    if not (torch.is_grad_enabled() and on_plain_cpu(x)):
-        return conv(x, weight, None, stride, padding, groups=x.shape[-1])
-    if x.dtype == torch.bfloat16 and prod(stride) > 1:
-        with torch.autocast("cpu", enabled=False):
-            return depthwise(x.float(), weight.float(), stride, padding).to(x.dtype)
-    if len(stride) == 3 and _fits_frames(weight, stride, padding):
-        return _by_frames(x, weight, stride, padding)
+        way = filters.by_frames if large and filters.fits_frames(weight, stride, padding) else filters.channels_first
+        return way(x, weight, stride, padding)
+    if torch.is_grad_enabled() and on_plain_cpu(x):
+        widened = x.dtype == torch.bfloat16 and prod(stride) > 1
+        if filters.fits_frames(weight, stride, padding):
+            dtype = torch.float32 if widened else autocast_type(x)
+            out = filters.by_frames_in_one_node(x, weight, stride, padding, dtype)
+            return out.to(x.dtype) if widened else out
+        if widened:
+            with torch.autocast("cpu", enabled=False):
+                return conv(x.float(), weight.float(), None, stride, padding, groups=x.shape[-1]).to(x.dtype)
     return conv(x, weight, None, stride, padding, groups=x.shape[-1])
 
 
 LARGE_FRAME = 28 * 28
 """Tokens of a frame from which CUDA is faster by frames than channels first."""
-
-
-def _fits_frames(weight: Tensor, stride: Size, padding: Size) -> bool:
-    return stride[0] == 1 and weight.shape[2] == 2 * padding[0] + 1
-
-
-def _by_frames(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
-    """Filters on the frames `[B, T, H, W, C]` alone, one per tap of the first axis; results shifted and added."""
-    channels, frames = x.shape[-1], x.shape[1]
-
-    def one_tap(tap: int, seen: Tensor) -> Tensor:
-        out = conv(seen.flatten(0, 1), weight[:, :, tap], None, stride[1:], padding[1:], groups=channels)
-        return out.unflatten(0, seen.shape[:2])
-
-    out = one_tap(padding[0], x)
-    for shift in range(1, min(padding[0], frames - 1) + 1):
-        out[:, shift:] += one_tap(padding[0] - shift, x[:, :-shift])
-        out[:, :-shift] += one_tap(padding[0] + shift, x[:, shift:])
-    return out
-
-
-def _channels_first(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
-    """The framework's own kernel of three axes, which wants `[B, C, T, H, W]` contiguous."""
-    out = F.conv3d(x.movedim(-1, 1).contiguous(), weight, None, stride, padding, groups=x.shape[-1])
-    return out.movedim(1, -1).contiguous()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
