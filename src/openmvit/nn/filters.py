@@ -126,9 +126,7 @@ def _gradients(
     return of_x, of_weight
 
 
-def _of_conv(
-    x: Tensor, weight: Tensor, grad: Tensor, stride: Size, padding: Size, needed: Sequence[bool]
-) -> Gradients:
+def _of_conv(x: Tensor, weight: Tensor, grad: Tensor, stride: Size, padding: Size, needed: Sequence[bool]) -> Gradients:
     """Gradients of a depthwise convolution of frames `[N, H, W, C]`, by the library's operator."""
     of_x, of_weight, _ = torch.ops.aten.convolution_backward(
         grad.movedim(-1, 1), x.movedim(-1, 1), weight, None, stride, padding, (1, 1), False, (0, 0), x.shape[-1],
