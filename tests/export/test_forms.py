@@ -20,6 +20,7 @@ FIRST = {"cls_token": True, "relative_position": "none", "residual_pooling": Fal
 OPEN = "height and width multiples of 8"
 FORMS = {
     "v1": (IMAGE | FIRST | {"absolute_position": "joint"}, OPEN),
+    "v2 clip": (CLIP | {"cls_token": True}, OPEN),
     "v1 clip": (CLIP | FIRST | {"absolute_position": "separable"}, OPEN),
     "sincos clip": (CLIP | {"absolute_position": "sincos", "embed_dim": 32, "relative_position": "none"}, OPEN),
     "joint table": (IMAGE | {"relative_position": "joint"}, OPEN),

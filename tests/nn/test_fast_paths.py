@@ -153,6 +153,20 @@ def test_products_are_softmax_attention(rows, scaled, piece, threads, monkeypatc
     assert torch.autograd.gradcheck(by_products, (q, k, v, *tables), fast_mode=piece > 8)
 
 
+@pytest.mark.parametrize(
+    ("form", "most", "fused"), [("image", 2**22, True), ("class_token", 2**22, False), ("class_token", 8, True)]
+)
+def test_attention_of_exported_clips_is_products_unless_pairs_are_many(form, most, fused, monkeypatch):
+    monkeypatch.setattr(attention, "MOST_SCORES", most)
+    model, x = network(FORMS[form]).eval(), torch.randn(2, 3, *FORMS[form]["input_size"])
+    program = torch.export.export(model, (x,))
+    calls = [str(node.target) for node in program.graph.nodes]
+    # The class query, which attends in a call of its own, is never fused there.
+    assert sum("scaled_dot_product" in call for call in calls) == (len(model.blocks) if fused else 0)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_all_forms_of_attention_agree(rows):
     """Written out, step by step, and in channels; with a class row among the keys and without."""
@@ -235,7 +249,7 @@ def test_filters_in_bf16(held, stride):
     plain = expected, *torch.autograd.grad(expected, (exact, weight), grad)
     for ours, theirs, dtype in zip(found, plain, (torch.bfloat16, torch.bfloat16, held), strict=True):
         assert ours.dtype == dtype
-        assert float((ours.float() - theirs.float()).norm() / theirs.float().norm()) < 1e-2
+        assert float((ours.detach().float() - theirs).norm() / theirs.detach().norm()) < 1e-2
 
 
 def test_this_release_of_torch_was_tried():

@@ -56,17 +56,19 @@ def layer_norm(norm: nn.Module, x: Tensor) -> Tensor:
         return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
-def products_pay(q: Tensor) -> bool:
+def products_pay(q: Tensor, large: bool = False) -> bool:
     """Whether `attend_by_products` is faster on a CPU than the library's kernel, for queries `[B, *grid, h, c]`.
 
     Always but for images in float32 without gradient, where the kernel is ahead by a little: in bf16 it computes at the
     speed of float32, with a gradient it gives way to one that keeps all scores, and on three axes writing the term out
-    costs more than the products. Compiled, in bf16 alone. Figures: benchmarks/NOTES.md.
+    costs more than the products. Compiled, in bf16 alone. In an exported graph on three axes, but where pairs are known
+    to be many (`large`): it has no pieces, and would hold them all. Figures: benchmarks/NOTES.md.
     """
+    if is_exporting():
+        return q.dim() > 5 and not large
     if on_plain_cpu(q):
         return q.dtype != torch.float32 or torch.is_grad_enabled() or q.dim() > 5
-    compiled = torch.compiler.is_compiling() and not is_exporting()
-    return compiled and q.device.type == "cpu" and q.dtype == torch.bfloat16
+    return torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16
 
 
 MOST_SCORES_HALF = 2**18
