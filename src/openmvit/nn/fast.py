@@ -177,13 +177,13 @@ def depthwise(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
         return way(x, weight, stride, padding)
     if torch.is_grad_enabled() and on_plain_cpu(x):
         widened = x.dtype == torch.bfloat16 and prod(stride) > 1
+        dtype = torch.float32 if widened else autocast_type(x)
         if filters.fits_frames(weight, stride, padding):
-            dtype = torch.float32 if widened else autocast_type(x)
             out = filters.by_frames_in_one_node(x, weight, stride, padding, dtype)
             return out.to(x.dtype) if widened else out
-        if widened:
-            with torch.autocast("cpu", enabled=False):
-                return conv(x.float(), weight.float(), None, stride, padding, groups=x.shape[-1]).to(x.dtype)
+        if widened:  # samples as frames of which a filter sees one
+            how = (1, *stride), (0, *padding), dtype
+            return filters.by_frames_in_one_node(x[None], weight[:, :, None], *how)[0].to(x.dtype)
     return conv(x, weight, None, stride, padding, groups=x.shape[-1])
 
 

@@ -128,8 +128,8 @@ def _gradients(
 
 def _of_conv(x: Tensor, weight: Tensor, grad: Tensor, stride: Size, padding: Size, needed: Sequence[bool]) -> Gradients:
     """Gradients of a depthwise convolution of frames `[N, H, W, C]`, by the library's operator."""
+    ones, zeros, mask = (1,) * len(stride), (0,) * len(stride), (needed[0], needed[1], False)
     of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-        grad.movedim(-1, 1), x.movedim(-1, 1), weight, None, stride, padding, (1, 1), False, (0, 0), x.shape[-1],
-        (needed[0], needed[1], False),
-    )  # fmt: skip
+        grad.movedim(-1, 1), x.movedim(-1, 1), weight, None, stride, padding, ones, False, zeros, x.shape[-1], mask
+    )
     return None if of_x is None else of_x.movedim(1, -1), of_weight
