@@ -52,7 +52,16 @@ ENGINE = {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_utili
 # holds all scores took it from 1,040 lines to this; records of plain data, the reversible trunk and sizes that are
 # symbols in an export lie beside it.
 CORE = ("block_config.py", "config.py", "model.py")
-BESIDE = ("reversible.py", "precision.py", "fast.py", "filters.py", "products.py", "recompute.py", "symbolic.py")
+BESIDE = (
+    "reversible.py",
+    "precision.py",
+    "fast.py",
+    "filters.py",
+    "gradients.py",
+    "products.py",
+    "recompute.py",
+    "symbolic.py",
+)
 CORE_LINES = 1500
 FILE_LINES = 400
 FUNCTION_LINES = 40

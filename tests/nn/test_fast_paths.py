@@ -42,6 +42,7 @@ FORMS = {
     "clip": CLIP,
     "class_token": CLIP | {"cls_token": True},
     "no_position": IMAGE | {"relative_position": "none"},
+    "no_term": CLIP | {"cls_token": True, "relative_position": "none", "absolute_position": "separable"},
     "windows": IMAGE | {"window": ((4, 4), (4, 4))},
     "shifted": IMAGE | {"window": ((4, 4), (4, 4)), "window_pattern": "shifted"},
     "max_pool": IMAGE | {"pool_mode": "max"},
@@ -155,15 +156,16 @@ def test_products_are_softmax_attention(rows, scaled, piece, threads, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("form", "most", "fused"), [("image", 2**22, True), ("class_token", 2**22, False), ("class_token", 8, True)]
+    ("form", "most", "fused"),
+    [("image", 2**22, 1), ("class_token", 2**22, 1), ("clip", 2**22, 0), ("class_token", 8, 2), ("no_term", 2**22, 2)],
 )
-def test_attention_of_exported_clips_is_products_unless_pairs_are_many(form, most, fused, monkeypatch):
+def test_attention_of_exported_clips_is_products_in_place_of_a_written_term(form, most, fused, monkeypatch):
     monkeypatch.setattr(attention, "MOST_SCORES", most)
     model, x = network(FORMS[form]).eval(), torch.randn(2, 3, *FORMS[form]["input_size"])
     program = torch.export.export(model, (x,))
     calls = [str(node.target) for node in program.graph.nodes]
-    # The class query, which attends in a call of its own, is never fused there.
-    assert sum("scaled_dot_product" in call for call in calls) == (len(model.blocks) if fused else 0)
+    # The class query attends in a call of its own, which has no term.
+    assert sum("scaled_dot_product" in call for call in calls) == fused * len(model.blocks)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-5)
 
@@ -227,13 +229,15 @@ def test_gradients_of_filters_whatever_the_pieces(stride, piece, monkeypatch):
         frozen.requires_grad_(True)
 
 
+@pytest.mark.parametrize("piece", [2**20, 1])
 @pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2), (2,)])
 @pytest.mark.parametrize("held", [torch.float32, torch.bfloat16], ids=["autocast", "held_in_bf16"])
-def test_filters_in_bf16(held, stride):
+def test_filters_in_bf16(held, stride, piece, monkeypatch):
     """As near to float32 as bf16 is, types as everywhere, and x kept in 16 bits for the backward pass."""
+    monkeypatch.setattr(filters, "PIECE", piece)
     torch.manual_seed(0)
-    axes = len(stride)
-    exact = torch.randn(2, *(5, 6, 4)[:axes], 3, requires_grad=True)
+    axes, batch = len(stride), 64
+    exact = torch.randn(batch, *(5, 6, 4)[:axes], 3, requires_grad=True)
     weight = torch.randn(3, 1, *(3,) * axes).to(held).requires_grad_()
     x, kept = exact.detach().bfloat16().requires_grad_(), []
 
@@ -247,13 +251,35 @@ def test_filters_in_bf16(held, stride):
     kept_types = {dtype for shape, dtype in kept if prod(shape) == x.numel()}
     assert kept_types == {torch.bfloat16}
     expected = conv(exact, weight.float(), None, stride, (1,) * axes, groups=3)
-    grad = torch.randn_like(expected)
+    # All of one sign, so that sums over samples grow and their rounding shows.
+    grad = torch.rand_like(expected)
     found = out, *torch.autograd.grad(out, (x, weight), grad.bfloat16())
     plain = expected, *torch.autograd.grad(expected, (exact, weight), grad)
     for ours, theirs, dtype in zip(found, plain, (torch.bfloat16, torch.bfloat16, held), strict=True):
         assert ours.dtype == dtype
         ours, theirs = ours.detach().float(), theirs.detach().float()
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-2
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2)])
+def test_filters_take_what_comes(stride, bf16):
+    """No sample at all, memory in another order, one gradient for all, the backward pass under autocast."""
+    torch.manual_seed(0)
+    axes = len(stride)
+    weight = torch.randn(3, 1, *(3,) * axes, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        empty = torch.randn(0, *(5, 6, 4)[:axes], 3, requires_grad=True)
+        depthwise(empty, weight, stride, (1,) * axes).sum().backward()
+        assert empty.grad is not None and empty.grad.shape == empty.shape
+        assert weight.grad is not None and not weight.grad.any()
+        x = torch.randn(2, 3, *(5, 6, 4)[:axes], requires_grad=True)
+        last = x.movedim(1, -1)
+        found = torch.autograd.grad(depthwise(last, weight, stride, (1,) * axes).sum(), (x, weight))
+    expected = torch.autograd.grad(conv(last, weight, None, stride, (1,) * axes, groups=3).sum(), (x, weight))
+    for ours, theirs in zip(found, expected, strict=True):
+        tolerance = 1e-2 if bf16 else 1e-5
+        assert ours.dtype == theirs.dtype and float((ours - theirs).norm() / theirs.norm()) < tolerance
 
 
 def test_this_release_of_torch_was_tried():

@@ -151,7 +151,8 @@ class MultiscaleAttention(nn.Module):
         pairs = windows * c.num_heads * rows[0].shape[1] * rows[1].shape[1]
         fits = mask is None and (c.fits_channels or not c.relative_groups)
         large = bool(c.relative_groups) and not is_symbolic(pairs) and pairs > fast.most_scores(q, MOST_SCORES)
-        if fits and (products_pay(q, large) or (large and on_plain_cpu(q))):
+        written_out = bool(c.relative_groups) and not large
+        if fits and (products_pay(q, written_out) or (large and on_plain_cpu(q))):
             return attend_by_products(q, *rows[1:], self.tables(), c.relative_groups, k_grid, c.relative_scaled)
         of_queries, of_keys = self._terms(q, k)
         if fits and large:

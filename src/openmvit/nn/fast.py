@@ -6,7 +6,7 @@ Every choice depends on device, type, shape and number of threads, never on a cl
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from math import prod
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from openmvit.config import Size
 from openmvit.errors import UserError
 from openmvit.nn import filters
+from openmvit.nn.gradients import differentiable
 from openmvit.nn.grid import Tokens, conv, each
 from openmvit.nn.precision import autocast_type, has_autocast
 from openmvit.nn.symbolic import is_exporting
@@ -56,16 +57,19 @@ def layer_norm(norm: nn.Module, x: Tensor) -> Tensor:
         return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
-def products_pay(q: Tensor, large: bool = False) -> bool:
+def products_pay(q: Tensor, term_written_out: bool = False) -> bool:
     """Whether `attend_by_products` is faster on a CPU than the library's kernel, for queries `[B, *grid, h, c]`.
 
     Always but for images in float32 without gradient, where the kernel is ahead by a little: in bf16 it computes at the
     speed of float32, with a gradient it gives way to one that keeps all scores, and on three axes writing the term out
-    costs more than the products. Compiled, in bf16 alone. In an exported graph on three axes, but where pairs are known
-    to be many (`large`): it has no pieces, and would hold them all. Figures: benchmarks/NOTES.md.
+    costs more than the products. Compiled, in bf16 alone. Figures: benchmarks/NOTES.md.
+
+    Args:
+        term_written_out: whether a position term of all pairs would have to be written out otherwise. An exported graph
+            has no pieces and would hold all scores, which is no loss in that case alone, on three axes.
     """
     if is_exporting():
-        return q.dim() > 5 and not large
+        return q.device.type == "cpu" and q.dim() > 5 and term_written_out
     if on_plain_cpu(q):
         return q.dtype != torch.float32 or torch.is_grad_enabled() or q.dim() > 5
     return torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16
@@ -183,7 +187,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
             return out.to(x.dtype) if widened else out
         if widened:  # samples as frames of which a filter sees one
             how = (1, *stride), (0, *padding), dtype
-            return filters.by_frames_in_one_node(x[None], weight[:, :, None], *how)[0].to(x.dtype)
+            return filters.by_frames_in_one_node(x[None], weight[:, :, None], *how).to(x.dtype).squeeze(0)
     return conv(x, weight, None, stride, padding, groups=x.shape[-1])
 
 
@@ -220,11 +224,8 @@ class _Linear(torch.autograd.Function):
 
 def _gradients_of_public(
     x: Tensor, weight: Tensor, gelu: bool, grad: Tensor, needed: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    out = F.linear(F.gelu(x) if gelu else x, weight)
-    inputs = [t for t, one in zip((x, weight), needed, strict=False) if one]
-    found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True) if inputs else ())
-    return next(found) if needed[0] else None, next(found) if needed[1] else None
+) -> Iterator[Tensor | None]:
+    return differentiable(F.linear(F.gelu(x) if gelu else x, weight), (x, weight), needed, grad)
 
 
 def _gradients(

@@ -1,8 +1,9 @@
-"""Depthwise filters of three axes in other forms than the library's own call; `nn/fast.py` chooses."""
+"""Depthwise filters in other forms than the library's own call, most of them for three axes; `nn/fast.py` chooses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openmvit.config import Size
+from openmvit.nn.gradients import differentiable
 from openmvit.nn.grid import conv
 
 
@@ -21,7 +23,7 @@ def channels_first(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Te
 
 
 def fits_frames(weight: Tensor, stride: Size, padding: Size) -> bool:
-    """Whether `by_frames` can make a filter: every frame has a result, of as many frames before it as behind."""
+    """Whether `by_frames` can make a filter: stride 1 in time and padding that gives as many frames as there are."""
     return len(stride) == 3 and stride[0] == 1 and weight.shape[2] == 2 * padding[0] + 1
 
 
@@ -47,17 +49,19 @@ def by_frames_in_one_node(x: Tensor, weight: Tensor, stride: Size, padding: Size
     these are added up (benchmarks/NOTES.md).
 
     Args:
-        x: `[B, T, H, W, C]`.
-        weight: `[C, 1, *kernel]`.
-        dtype: to compute in; as both are if None.
+        x: `[B, T, H, W, C]`, or any `[1, B, *grid, C]`, whose filter has one tap in front.
+        weight: `[C, 1, taps, *kernel]`.
+        stride, padding: of all axes behind the first; stride 1 and half the taps of that one in front.
+        dtype: type to compute in; None for that of x and weight, which must agree.
     Returns:
-        `[B, T, H_out, W_out, C]` in that type.
+        `[B, T, *grid_out, C]` in the type computed in.
     """
     return _ByFrames.apply(x, weight, stride, padding, dtype)
 
 
 PIECE = 2**22
-"""Bytes of frames that the backward pass takes at a time, chosen by measurement (benchmarks/NOTES.md)."""
+"""Bytes of frames that the backward pass takes at a time, of one sample or several, chosen by measurement
+(benchmarks/NOTES.md)."""
 
 
 class _ByFrames(torch.autograd.Function):
@@ -89,11 +93,8 @@ Gradients = tuple[Tensor | None, Tensor | None]
 
 def _gradients_of_public(
     x: Tensor, weight: Tensor, grad: Tensor, stride: Size, padding: Size, needed: Sequence[bool]
-) -> Gradients:
-    out = by_frames(x.to(weight.dtype), weight, stride, padding)
-    inputs = [t for t, one in zip((x, weight), needed, strict=False) if one]
-    found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True) if inputs else ())
-    return next(found) if needed[0] else None, next(found) if needed[1] else None
+) -> Iterator[Tensor | None]:
+    return differentiable(by_frames(x.to(weight.dtype), weight, stride, padding), (x, weight), needed, grad)
 
 
 def _gradients(
@@ -104,25 +105,30 @@ def _gradients(
     wide = torch.promote_types(weight.dtype, torch.float32)
     of_weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
     frames, reach = x.shape[1], padding[0]
-    step = max(1, PIECE // max(1, prod(x.shape[2:]) * weight.element_size()))
-    for one, first in ((one, first) for one in range(len(x)) for first in range(0, frames, step)):
-        last = min(first + step, frames)
-        piece, total = x[one, first:last].to(weight.dtype), None
-        for tap in sorted(range(2 * reach + 1), key=lambda tap: abs(tap - reach)):  # first the one that reads all
+    taps = sorted(range(2 * reach + 1), key=lambda tap: abs(tap - reach))  # first the one that reads all frames
+    of_frame = max(1, prod(x.shape[2:]) * weight.element_size())
+    step, samples = max(1, PIECE // of_frame), max(1, PIECE // max(1, frames * of_frame))
+    for sample, first in product(range(0, len(x), samples), range(0, frames, step)):
+        some, last = slice(sample, sample + samples), min(first + step, frames)
+        piece, total = x[some, first:last].to(weight.dtype), None
+        for tap in taps:
             shift = reach - tap  # from a frame of x to the frame that it adds to
             begin, end = max(first, -shift), min(last, frames - shift)
             if begin >= end:
                 continue
-            inputs = piece[begin - first : end - first], weight[:, :, tap], grad[one, begin + shift : end + shift]
-            of_piece, of_tap = _of_conv(*inputs, stride[1:], padding[1:], needed)
+            seen, made = slice(begin - first, end - first), slice(begin + shift, end + shift)
+            inputs = piece[:, seen].flatten(0, 1), weight[:, :, tap], grad[some, made].flatten(0, 1)
+            of_seen, of_tap = _of_conv(*inputs, stride[1:], padding[1:], needed)
             if of_weight is not None and of_tap is not None:
                 of_weight[:, :, tap] += of_tap
-            if total is None:
-                total = of_piece
-            elif of_piece is not None:
-                total[begin - first : end - first] += of_piece
+            if of_seen is not None:
+                of_seen = of_seen.unflatten(0, (len(piece), end - begin))
+                if total is None:
+                    total = of_seen
+                else:
+                    total[:, seen] += of_seen
         if of_x is not None and total is not None:
-            of_x[one, first:last] = total
+            of_x[some, first:last] = total
     return of_x, of_weight
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from openmvit.config import Size
+from openmvit.nn.gradients import differentiable
 from openmvit.nn.relative import Groups, key_indicators, query_terms
-from openmvit.nn.symbolic import is_exporting
 
 How = tuple[Groups, Size, bool]
 """Axis of each table, grid of the keys, and whether the term is divided by the square root of c."""
@@ -77,9 +77,9 @@ def attend_by_products(
         return handle_torch_function(attend_by_products, (q, k, v), q, k, v, tables, groups, k_grid, scaled)
     how, q_grid = (groups, k_grid, scaled), q.shape[1:-2]
     q, k = q.to(v.dtype), k.to(v.dtype)
-    # A compiler has its own ways to save memory, and a graph of operators has no pieces.
-    as_graph = torch.compiler.is_compiling() or is_exporting()
-    out = _whole(how, q, k, v, tables) if as_graph else _Products.apply(how, q, k, v, *tables)
+    # A compiler has its own ways to save memory, and a graph that is exported has no pieces.
+    compiling = torch.compiler.is_compiling()
+    out = _whole(how, q, k, v, tables) if compiling else _Products.apply(how, q, k, v, *tables)
     return out.unflatten(1, q_grid)
 
 
@@ -205,9 +205,7 @@ def _gradients_of_whole(
     how: How, tensors: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]
 ) -> Iterator[Tensor | None]:
     q, k, v, *tables = tensors
-    inputs = [t for t, one in zip(tensors, needed, strict=True) if one]
-    found = iter(torch.autograd.grad(_whole(how, q, k, v, tables), inputs, grad, create_graph=True))
-    return (next(found) if one else None for one in needed)
+    return differentiable(_whole(how, q, k, v, tables), tensors, needed, grad)
 
 
 def _gradients(how: How, tensors: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]) -> Iterator[Tensor | None]:
