@@ -34,7 +34,7 @@ ROWS = 14
 
 @dataclass
 class Seen:
-    """Of one operator: calls, seconds, pages touched for the first time."""
+    """Of one operator in one step, once averaged: calls, seconds, pages touched for the first time."""
 
     calls: int = 0
     seconds: float = 0.0
@@ -68,7 +68,7 @@ def watched(step: Step, other: Step, rounds: int) -> tuple[dict[str, Seen], floa
     cpu, watch, plain, others = torch.device("cpu"), Watch(), [], []
     for count in range(2 * rounds + 2):
         others.append(seconds_of(cpu, other))
-        if count < 2:  # the first calls of a process are others
+        if count < 2:  # the first calls of a process take longer
             step()
         elif count % 2:
             plain.append(seconds_of(cpu, step))

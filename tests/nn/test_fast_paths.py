@@ -212,13 +212,13 @@ def test_filters_frame_by_frame(stride, taps, frames):
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("piece", [2**20, 2 * 5 * 4 * 3 * 8, 1])
+@pytest.mark.parametrize("piece", [2**20, 2 * 5 * (5 * 4 * 3 * 8), 2 * (5 * 4 * 3 * 8), 1])
 @pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (1, 4, 4)])
 def test_gradients_of_filters_whatever_the_pieces(stride, piece, monkeypatch):
-    """By one, two and all of five frames at a time: first and second gradients against finite differences."""
+    """By one, two and all of five frames, by two and all of three samples: gradients against finite differences."""
     monkeypatch.setattr(filters, "PIECE", piece)
     torch.manual_seed(0)
-    x = torch.randn(2, 5, 5, 4, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(3, 5, 5, 4, 3, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 1, 3, 3, 3, dtype=torch.float64, requires_grad=True)
     filtered = partial(depthwise, stride=stride, padding=(1, 1, 1))
     assert torch.autograd.gradcheck(filtered, (x, weight))
@@ -237,7 +237,8 @@ def test_filters_in_bf16(held, stride, piece, monkeypatch):
     monkeypatch.setattr(filters, "PIECE", piece)
     torch.manual_seed(0)
     axes, batch = len(stride), 64
-    exact = torch.randn(batch, *(5, 6, 4)[:axes], 3, requires_grad=True)
+    # All of one sign, so that sums over samples grow and their rounding shows.
+    exact = torch.rand(batch, *(5, 6, 4)[:axes], 3, requires_grad=True)
     weight = torch.randn(3, 1, *(3,) * axes).to(held).requires_grad_()
     x, kept = exact.detach().bfloat16().requires_grad_(), []
 
@@ -251,7 +252,6 @@ def test_filters_in_bf16(held, stride, piece, monkeypatch):
     kept_types = {dtype for shape, dtype in kept if prod(shape) == x.numel()}
     assert kept_types == {torch.bfloat16}
     expected = conv(exact, weight.float(), None, stride, (1,) * axes, groups=3)
-    # All of one sign, so that sums over samples grow and their rounding shows.
     grad = torch.rand_like(expected)
     found = out, *torch.autograd.grad(out, (x, weight), grad.bfloat16())
     plain = expected, *torch.autograd.grad(expected, (exact, weight), grad)
@@ -261,25 +261,36 @@ def test_filters_in_bf16(held, stride, piece, monkeypatch):
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-2
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2)])
-def test_filters_take_what_comes(stride, bf16):
+@pytest.mark.parametrize(
+    ("stride", "dtype", "autocast"),
+    [
+        ((1, 1, 1), torch.float32, False),
+        ((1, 2, 2), torch.float32, False),
+        ((1, 2, 2), torch.float32, True),
+        ((1, 1, 1), torch.bfloat16, True),
+        ((1, 2, 2), torch.bfloat16, True),
+        ((2, 2), torch.bfloat16, True),
+    ],
+)
+def test_filters_take_what_comes(stride, dtype, autocast):
     """No sample at all, memory in another order, one gradient for all, the backward pass under autocast."""
     torch.manual_seed(0)
     axes = len(stride)
     weight = torch.randn(3, 1, *(3,) * axes, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        empty = torch.randn(0, *(5, 6, 4)[:axes], 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        empty = torch.randn(0, *(5, 6, 4)[:axes], 3, dtype=dtype, requires_grad=True)
         depthwise(empty, weight, stride, (1,) * axes).sum().backward()
         assert empty.grad is not None and empty.grad.shape == empty.shape
         assert weight.grad is not None and not weight.grad.any()
-        x = torch.randn(2, 3, *(5, 6, 4)[:axes], requires_grad=True)
+        x = torch.randn(2, 3, *(5, 6, 4)[:axes], dtype=dtype, requires_grad=True)
         last = x.movedim(1, -1)
         found = torch.autograd.grad(depthwise(last, weight, stride, (1,) * axes).sum(), (x, weight))
-    expected = torch.autograd.grad(conv(last, weight, None, stride, (1,) * axes, groups=3).sum(), (x, weight))
+    plain = conv(last.float(), weight, None, stride, (1,) * axes, groups=3)
+    expected = torch.autograd.grad(plain.sum(), (x, weight))
     for ours, theirs in zip(found, expected, strict=True):
-        tolerance = 1e-2 if bf16 else 1e-5
-        assert ours.dtype == theirs.dtype and float((ours - theirs).norm() / theirs.norm()) < tolerance
+        tolerance = 1e-2 if autocast else 1e-5
+        assert ours.dtype == theirs.dtype
+        assert float((ours.float() - theirs.float()).norm() / theirs.float().norm()) < tolerance
 
 
 def test_this_release_of_torch_was_tried():

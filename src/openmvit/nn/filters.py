@@ -51,7 +51,8 @@ def by_frames_in_one_node(x: Tensor, weight: Tensor, stride: Size, padding: Size
     Args:
         x: `[B, T, H, W, C]`, or any `[1, B, *grid, C]`, whose filter has one tap in front.
         weight: `[C, 1, taps, *kernel]`.
-        stride, padding: of all axes behind the first; stride 1 and half the taps of that one in front.
+        stride, padding: of every axis between the first and the channels; that of the taps has stride 1 and half the
+            taps as padding.
         dtype: type to compute in; None for that of x and weight, which must agree.
     Returns:
         `[B, T, *grid_out, C]` in the type computed in.
