@@ -44,7 +44,7 @@ class Row:
 def peak(row: Row) -> float:
     """Bytes of one forward or training step."""
     if not row.channels:
-        attention.MOST_SCORES, attention.products_pay = 2**62, lambda _: False
+        attention.MOST_SCORES, attention.products_pay = 2**62, lambda *_: False
     config = MViTConfig.from_dict(DETECTORS[f"cascade_mask_rcnn_mvitv2_{row.size}"]["backbone"])
     backbone = FeatureMaps(MViT(config if row.windows else config.replace(**NO_WINDOWS)), stage_norms=True)
     backbone.train(row.train)

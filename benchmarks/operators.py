@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from openmvit.architectures import model_config
 from openmvit.benchmark.case import BATCHES, Case
 from openmvit.benchmark.peers import default_package
 from openmvit.benchmark.steps import build, make_batch, make_step
+from openmvit.errors import UserError
 from openmvit.measuring import Step, processor, seconds_of
 
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "linear", "_linear_pointwise")
@@ -91,10 +93,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer", action="store_true", help="the operators of the other side")
     options = parser.parse_args()
+    if options.rounds < 1:
+        raise UserError(f"--rounds is {options.rounds}", "Give at least 1")
     case = Case(
         options.name,
         options.against or default_package(options.name),
-        options.batch or BATCHES[model_config(options.name).ndim],
+        BATCHES[model_config(options.name).ndim] if options.batch is None else options.batch,
         options.precision,
         step=options.step,
         device="cpu",
@@ -117,4 +121,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

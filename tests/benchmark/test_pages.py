@@ -128,3 +128,23 @@ def test_a_table_lies_with_those_of_its_processor(targets):
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
 def test_every_script_can_be_imported(name):
     assert script(name).__doc__
+
+
+@pytest.mark.parametrize("channels", [False, True])
+def test_memory_of_a_backbone_is_measured_in_both_forms(channels):
+    """In a process of its own, as the script does: freed memory hides a peak."""
+    code = f"import memory; print(memory.peak(memory.Row('tiny', False, 256, False, {channels})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 1e6
+
+
+def test_operators_of_a_step_are_watched(capsys, monkeypatch):
+    operators = script("operators")
+    options = "mvitv2_tiny --against timm --batch 1 --rounds 1 --step train"
+    monkeypatch.setattr(sys, "argv", ["operators.py", *options.split()])
+    assert operators.main() == 0
+    table = capsys.readouterr().out
+    assert "| convolution_backward |" in table
+    found = re.search(r"in_operators=(\d+) products=(\d+) pages=", table)
+    assert found is not None and 0 < int(found[2]) < int(found[1])
