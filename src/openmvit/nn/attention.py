@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from openmvit.config import BlockConfig, Size
 from openmvit.nn import fast
 from openmvit.nn.fast import on_plain_cpu, products_pay
+from openmvit.nn.filters import rows_read
 from openmvit.nn.grid import Tokens, each, merge, partition, same_region
 from openmvit.nn.pooling import TokenPool
 from openmvit.nn.precision import narrowed
@@ -44,22 +45,17 @@ class MultiscaleAttention(nn.Module):
             self.v = nn.Linear(dim, dim_attn, bias=config.qkv_bias)
         else:
             self.qkv = nn.Linear(dim, 3 * dim_attn, bias=config.qkv_bias)
-        pooled_dim = dim if config.pool_first else dim_attn
         self.folds = 1 if config.pool_mode == "conv_unshared" else config.num_heads
-        for name, kernel, stride in (
-            ("q", config.kernel_q, config.stride_q),
-            ("k", config.kernel_kv, config.stride_kv),
-            ("v", config.kernel_kv, config.stride_kv),
-        ):
-            self._add_pool(name, pooled_dim // self.folds, kernel, stride)
+        pooled_dim = (dim if config.pool_first else dim_attn) // self.folds
+        of_q, of_kv = (config.kernel_q, config.stride_q), (config.kernel_kv, config.stride_kv)
+        for name, (kernel, stride) in zip("qkv", (of_q, of_kv, of_kv), strict=True):
+            pool = TokenPool(config.pool_mode, pooled_dim, kernel, stride) if kernel else None
+            normed = bool(kernel) and config.pool_mode in ("conv", "conv_unshared")
+            setattr(self, f"pool_{name}", pool)
+            setattr(self, f"norm_{name}", nn.LayerNorm(pooled_dim, eps=config.pool_norm_eps) if normed else None)
         for name, shape in config.relative_tables.items():
             setattr(self, name, nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02)))
         self.proj = nn.Linear(dim_attn, dim_attn)
-
-    def _add_pool(self, name: str, dim: int, kernel: Size, stride: Size) -> None:
-        normed = bool(kernel) and self.config.pool_mode in ("conv", "conv_unshared")
-        setattr(self, f"pool_{name}", TokenPool(self.config.pool_mode, dim, kernel, stride) if kernel else None)
-        setattr(self, f"norm_{name}", nn.LayerNorm(dim, eps=self.config.pool_norm_eps) if normed else None)
 
     def tables(self, term: str = "q") -> list[Tensor]:
         """Relative tables `[*lengths, c]` that meet queries, keys or values, one per group of axes."""
@@ -80,15 +76,14 @@ class MultiscaleAttention(nn.Module):
             return [partial(each, third) for third in thirds]
         # Narrowed and cut once, so that in the backward pass one copy puts the three gradients together.
         weights = narrowed(self.qkv.weight).unflatten(0, (3, -1)).unbind()
-        bias = self.qkv.bias
-        biases = (None,) * 3 if bias is None else narrowed(bias).unflatten(0, (3, -1)).unbind()
+        biases = [None] * 3 if self.qkv.bias is None else narrowed(self.qkv.bias).unflatten(0, (3, -1)).unbind()
         return [partial(fast.linear, weight=w, bias=b) for w, b in zip(weights, biases, strict=True)]
 
-    def _pool(self, name: str, x: Tensor, cls: Tensor | None) -> Tokens:
+    def _pool(self, name: str, x: Tensor, cls: Tensor | None, stride: Size | None = None) -> Tokens:
         """Pool the grid, then norm grid and class row per fold; `[B, *grid, C] -> [B, *pooled, C]`."""
         pool, norm = getattr(self, f"pool_{name}"), getattr(self, f"norm_{name}")
         if pool is not None:
-            x = pool(x)
+            x = pool(x, stride) if stride else pool(x)
         if norm is None:
             return x, cls
         return each(lambda t: fast.layer_norm(norm, t.unflatten(-1, (self.folds, -1))).flatten(-2), x, cls)
@@ -96,13 +91,17 @@ class MultiscaleAttention(nn.Module):
     def _heads(self, x: Tensor, cls: Tensor | None) -> Iterator[Tokens]:
         """Of q, k and v the grid `[B, *pooled, h, c]` and the class row `[B, 1, h, c]`; k and v cut into windows."""
         layers = [self.q, self.k, self.v] if self.config.separate_qkv else [self.qkv]
-        if not self.config.pool_first and all(fast.is_untouched(layer, nn.Linear) for layer in layers):
-            x, cls = each(narrowed, x, cls)
+        c, stride = self.config, None
+        plain = not c.pool_first and fast.are_untouched(nn.Linear, *layers)
+        x, cls = each(narrowed, x, cls) if plain else (x, cls)
+        skips = plain and fast.skipping_pays(x, c) and fast.are_untouched(TokenPool, self.pool_k, self.pool_v)
         for name, project in zip("qkv", self._projections(), strict=True):
-            part = project(*self._pool(name, x, cls)) if self.config.pool_first else self._pool(name, *project(x, cls))
+            if name == "k" and skips:  # of the tokens between the windows of a filter keys and values have no use
+                x, stride = rows_read(x, c.kernel_kv, c.stride_kv)
+            part = project(*self._pool(name, x, cls)) if c.pool_first else self._pool(name, *project(x, cls), stride)
             part = each(lambda t: t.unflatten(-1, (self.num_heads, -1)), *part)
-            if self.config.window and name != "q":  # here, so that nobody holds them whole besides
-                part = partition(part[0], self.config.kv_window, self.config.shifted), part[1]
+            if c.window and name != "q":  # here, so that nobody holds them whole besides
+                part = partition(part[0], c.kv_window, c.shifted), part[1]
             yield part
 
     def forward(self, x: Tensor, cls: Tensor | None = None) -> Tokens:

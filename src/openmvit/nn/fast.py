@@ -9,13 +9,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from math import prod
+from operator import gt
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openmvit.config import Size
+from openmvit.config import BlockConfig, Size
 from openmvit.errors import UserError
 from openmvit.nn import filters
 from openmvit.nn.gradients import differentiable
@@ -124,6 +125,11 @@ def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return type(layer) is kind and "forward" not in vars(layer) and not any(hooks)
 
 
+def are_untouched(kind: type[nn.Module], *layers: object) -> bool:
+    """Whether that holds for each of several layers."""
+    return all(isinstance(layer, kind) and is_untouched(layer, kind) for layer in layers)
+
+
 def apply_linear(
     layer: nn.Module, x: Tensor, cls: Tensor | None, *, gelu_before: bool = False, gelu_after: bool = False
 ) -> Tokens:
@@ -166,6 +172,15 @@ def linear(
     # A call each: the grid of a last block that nobody reads is to have no part in the class token's graph.
     x, cls = each(lambda t: _Linear.apply(t, weight, bias, gelu_before), x, cls)
     return each(F.gelu, x, cls) if gelu_after else (x, cls)
+
+
+def skipping_pays(x: Tensor, config: BlockConfig) -> bool:
+    """Whether to project only those tokens of `[B, *grid, C]` to keys and values that their filters read.
+
+    On a CPU, in the training of clips, whose first filters read an eighth to a half of them (benchmarks/NOTES.md).
+    """
+    strided = any(map(gt, config.stride_kv, config.kernel_kv))
+    return strided and x.dim() == 5 and torch.is_grad_enabled() and on_plain_cpu(x)
 
 
 def depthwise(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:

@@ -22,6 +22,16 @@ def channels_first(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Te
     return out.movedim(1, -1).contiguous()
 
 
+def rows_read(x: Tensor, kernel: Size, stride: Size) -> tuple[Tensor, Size]:
+    """Of a grid `[B, *grid, C]` what a filter or pool with padding kernel // 2 reads, without the rows between its
+    windows, and the stride that gives the same result on it."""
+    for axis, (taps, step) in enumerate(zip(kernel, stride, strict=True), start=1):
+        if step > taps:
+            places = torch.arange(x.shape[axis], device=x.device)
+            x = x.index_select(axis, places[(places + taps // 2) % step < taps])
+    return x, tuple(map(min, kernel, stride))
+
+
 def fits_frames(weight: Tensor, stride: Size, padding: Size) -> bool:
     """Whether `by_frames` can make a filter: stride 1 in time and padding that gives as many frames as there are."""
     return len(stride) == 3 and stride[0] == 1 and weight.shape[2] == 2 * padding[0] + 1

@@ -34,12 +34,13 @@ class TokenPool(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.mode}, kernel={self.kernel}, stride={self.stride}"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, *grid, C]` with C a multiple of `dim` -> `[B, *pooled, C]`."""
+    def forward(self, x: Tensor, stride: Size | None = None) -> Tensor:
+        """`[B, *grid, C]` with C a multiple of `dim` -> `[B, *pooled, C]`, with another stride if given."""
+        stride = stride or self.stride
         if self.mode == "max":
-            return max_pool(x, self.kernel, self.stride)
+            return max_pool(x, self.kernel, stride)
         if self.mode == "avg":
-            return avg_pool(x, self.kernel, self.stride)
+            return avg_pool(x, self.kernel, stride)
         channels, padding = x.shape[-1], tuple(k // 2 for k in self.kernel)
-        weight = self.weight.repeat(channels // self.weight.shape[0], *(1,) * (self.weight.dim() - 1))
-        return depthwise(x, weight, self.stride, padding)
+        weight = torch.cat((self.weight,) * (channels // self.weight.shape[0]))
+        return depthwise(x, weight, stride, padding)
