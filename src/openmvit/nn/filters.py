@@ -144,9 +144,15 @@ def _gradients(
 
 
 def _of_conv(x: Tensor, weight: Tensor, grad: Tensor, stride: Size, padding: Size, needed: Sequence[bool]) -> Gradients:
-    """Gradients of a depthwise convolution of frames `[N, H, W, C]`, by the library's operator."""
-    ones, zeros, mask = (1,) * len(stride), (0,) * len(stride), (needed[0], needed[1], False)
-    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-        grad.movedim(-1, 1), x.movedim(-1, 1), weight, None, stride, padding, ones, False, zeros, x.shape[-1], mask
-    )
-    return None if of_x is None else of_x.movedim(1, -1), of_weight
+    """Gradients of a depthwise convolution of frames `[N, H, W, C]`, by the library's operator.
+
+    One call each, which are faster together than one call for both.
+    """
+    tensors = grad.movedim(-1, 1), x.movedim(-1, 1), weight
+    how = None, stride, padding, (1,) * len(stride), False, (0,) * len(stride), x.shape[-1]
+    backward, of_x, of_weight = torch.ops.aten.convolution_backward, None, None
+    if needed[0]:
+        of_x = backward(*tensors, *how, (True, False, False))[0].movedim(1, -1)
+    if needed[1]:
+        of_weight = backward(*tensors, *how, (False, True, False))[1]
+    return of_x, of_weight

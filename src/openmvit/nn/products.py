@@ -162,15 +162,24 @@ def _backward(
     q: Tensor, k: Tensor, v: Tensor, grad: Tensor, needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of queries, of the keys without their position, and of values: those that are needed."""
-    channels = v.shape[-1]
-    # Sums over pieces are kept in at least float32.
-    wide = torch.promote_types(q.dtype, torch.float32)
+    channels, pieces = v.shape[-1], [*_pieces(q, k)]
+    # Sums over pieces are kept in at least float32; where a piece has all queries there are none.
+    at_once = bool(pieces) and pieces[0][1].stop == q.shape[1]
+    dtype = q.dtype if at_once else torch.promote_types(q.dtype, torch.float32)
+    empty = torch.empty_like if at_once else torch.zeros_like
     of_q = torch.empty_like(q) if needed[0] else None
-    of_k, of_v = (torch.zeros_like(v, dtype=wide) if one else None for one in needed[1:3])
-    for some, rows in _pieces(q, k):
+    of_k, of_v = (empty(v, dtype=dtype) if one else None for one in needed[1:3])
+
+    def add(total: Tensor, a: Tensor, b: Tensor) -> None:
+        if at_once:
+            torch.matmul(a, b, out=total)
+        else:
+            total += a @ b
+
+    for some, rows in pieces:
         weights = _weights(q[some, rows], k[some])
         if of_v is not None:
-            of_v[some] += weights.mT @ grad[some, rows]
+            add(of_v[some], weights.mT, grad[some, rows])
         if of_q is None and of_k is None:
             continue
         of_weights = grad[some, rows] @ v[some].mT
@@ -178,7 +187,7 @@ def _backward(
         if of_q is not None:
             torch.matmul(of_scores, k[some], out=of_q[some, rows])
         if of_k is not None:
-            of_k[some] += of_scores.mT @ q[some, rows][..., :channels]
+            add(of_k[some], of_scores.mT, q[some, rows][..., :channels])
     return of_q, of_k, of_v
 
 
@@ -217,6 +226,8 @@ def _gradients(how: How, tensors: Sequence[Tensor], grad: Tensor, needed: Sequen
         )
     found = iter(torch.autograd.grad(queries, behind, of_queries) if behind else ())
     of_q = next(found) if needed[0] else None
-    of_k = None if of_k is None else _heads_last(of_k * q.shape[-1] ** -0.5, q).to(k.dtype)
-    of_v = None if of_v is None else _heads_last(of_v, q).to(v.dtype)
+    if of_k is not None:  # scaled, narrowed and put in the order of k by one pass
+        of_k = torch.mul(_heads_last(of_k, q), q.shape[-1] ** -0.5, out=torch.empty_like(k))
+    if of_v is not None:
+        of_v = torch.empty_like(v).copy_(_heads_last(of_v, q))
     yield from (of_q, of_k, of_v, *(next(found) if t.requires_grad else None for t in tables))

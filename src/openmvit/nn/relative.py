@@ -51,7 +51,8 @@ def relative_rows(table: Tensor, q_sizes: Size, k_sizes: Size) -> Tensor:
     """Embedding of every query and key position: `[*lengths, c]` -> `[*q_sizes, *k_sizes, c]`; resized to fit."""
     lengths = tuple(2 * larger(q, k) - 1 for q, k in zip(q_sizes, k_sizes, strict=True))
     if len(lengths) == 1:
-        return resize_table(table, lengths[0])[_index(q_sizes[0], k_sizes[0], table.device)]
+        index = _index(q_sizes[0], k_sizes[0], table.device)
+        return resize_table(table, lengths[0]).index_select(0, index.flatten()).unflatten(0, index.shape)
     places, ndim = [], len(lengths)
     for axis, (q, k) in enumerate(zip(q_sizes, k_sizes, strict=True)):
         shape = [1] * 2 * ndim
@@ -162,8 +163,7 @@ def key_indicators(k_grid: Size, groups: Groups, like: Tensor) -> Tensor:
     for (axis,) in groups:
         size = k_grid[axis]
         eye = torch.eye(size, dtype=like.dtype, device=like.device)
-        eye = eye.view(*(size if a == axis else 1 for a in range(len(k_grid))), size)
-        parts.append(eye.expand(*k_grid, size))
+        parts.append(eye.view(*(size if a == axis else 1 for a in range(len(k_grid))), size).expand(*k_grid, size))
     return torch.cat(parts, dim=-1).flatten(0, -2)
 
 
