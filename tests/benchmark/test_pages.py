@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -148,3 +149,25 @@ def test_operators_of_a_step_are_watched(capsys, monkeypatch):
     assert "| convolution_backward |" in table
     found = re.search(r"in_operators=(\d+) products=(\d+) pages=", table)
     assert found is not None and 0 < int(found[2]) < int(found[1])
+
+
+def test_blocks_of_two_states_of_the_code_take_turns(tmp_path):
+    """The other state is a copy whose network says that it is the one that was built."""
+    before = tmp_path / "src" / "openmvit"
+    shutil.copytree(ROOT / "src" / "openmvit", before, ignore=shutil.ignore_patterns("__pycache__"))
+    model = before / "model.py"
+    model.write_text(model.read_text() + "\nimport sys\n\nprint('the other state', file=sys.stderr)\n")
+
+    def run(source):
+        command = [sys.executable, FOLDER / "blocks.py", "mvitv2_micro", source, "--batch", "1", "--rounds", "2"]
+        return subprocess.run([*map(str, command)], capture_output=True, text=True)
+
+    done = run(before.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the other state") == 1
+    assert re.search(r"\nblocks mvitv2_micro ratio=\d\.\d{3} before=\d+ now=\d+\n", done.stdout)
+    counts = [int(row.split("|")[2]) for row in done.stdout.splitlines() if re.match(r"\| \d", row)]
+    assert sum(counts) == 5
+    wrong = run(tmp_path)
+    assert wrong.returncode == 2
+    assert wrong.stderr == f"error: {tmp_path} has no package openmvit. Give the src folder of a checkout.\n"
