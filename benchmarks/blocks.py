@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 
 import openmvit
+from openmvit.architectures import model_config
 from openmvit.benchmark.case import BATCHES
 from openmvit.errors import UserError
 from openmvit.measuring import processor, seconds_of
+from openmvit.nn.precision import BF16_PAYS
 
 CPU = torch.device("cpu")
 
@@ -79,6 +81,8 @@ def step_of(block: nn.Module, inputs: list[Tensor], autocast: Callable[[], Any])
 
     def step() -> Tensor:
         block.zero_grad()
+        for t in inputs:
+            t.grad = None
         with autocast():
             found = block(*inputs)
         outputs = [t for t in (found if isinstance(found, tuple) else (found,)) if t is not None]
@@ -98,6 +102,21 @@ def in_turns(steps: list[Callable[[], Tensor]], rounds: int) -> list[list[float]
     return [side[2:] for side in times]
 
 
+def print_blocks(before: Any, now: Any, kinds: list[Kind], autocast: Callable[[], Any], rounds: int) -> list[float]:
+    """A row for every kind of block; returns milliseconds of all blocks, before and now."""
+    print("| first | blocks | ms before | ms now | ratio |\n|---|---|---|---|---|")
+    totals = [0.0, 0.0]
+    for kind in kinds:
+        times = in_turns([step_of(model.blocks[kind.place], kind.inputs, autocast) for model in (before, now)], rounds)
+        ratios = [old / new for old, new in zip(*times, strict=True)]
+        low, _, high = quantiles(ratios, n=4)
+        medians = [median(side) for side in times]
+        totals = [total + kind.count * one for total, one in zip(totals, medians, strict=True)]
+        spread = f"{median(ratios):.2f} [{low:.2f}-{high:.2f}]"
+        print(f"| {kind.place} | {kind.count} | {medians[0]:.1f} | {medians[1]:.1f} | {spread} |", flush=True)
+    return totals
+
+
 def main() -> int:
     """Print a row for every kind of block, and the sum over all blocks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,26 +128,21 @@ def main() -> int:
     options = parser.parse_args()
     if options.rounds < 2:
         raise UserError(f"--rounds is {options.rounds}", "Give at least 2")
+    config = model_config(options.name)
+    batch = BATCHES[config.ndim] if options.batch is None else options.batch
+    if batch < 1:
+        raise UserError(f"--batch is {batch}", "Give at least 1")
+    if config.reversible != "none":
+        raise UserError(f"{options.name} is reversible", "Its blocks do not run by themselves: name another network")
 
-    def autocast() -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16")
+    def autocast() -> torch.autocast:  # as the network itself: not where bf16 costs time
+        return torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16" and BF16_PAYS)
 
     here = Path(openmvit.__file__).parents[1]
     before, now = (model_of(source.resolve(), options.name) for source in (options.before, here))
     now.load_state_dict(before.state_dict())
-    batch = options.batch or BATCHES[now.config.ndim]
     print(f"{options.name}, {options.precision}, batch {batch}, {processor(CPU)}\n")
-    print("| first | blocks | ms before | ms now | ratio |\n|---|---|---|---|---|")
-    totals = [0.0, 0.0]
-    for kind in kinds_of(now, batch, autocast):
-        steps = [step_of(model.blocks[kind.place], kind.inputs, autocast) for model in (before, now)]
-        times = in_turns(steps, options.rounds)
-        ratios = [old / new for old, new in zip(*times, strict=True)]
-        low, _, high = quantiles(ratios, n=4)
-        medians = [median(side) for side in times]
-        totals = [total + kind.count * one for total, one in zip(totals, medians, strict=True)]
-        spread = f"{median(ratios):.2f} [{low:.2f}-{high:.2f}]"
-        print(f"| {kind.place} | {kind.count} | {medians[0]:.1f} | {medians[1]:.1f} | {spread} |", flush=True)
+    totals = print_blocks(before, now, kinds_of(now, batch, autocast), autocast, options.rounds)
     print(f"\nblocks {options.name} ratio={totals[0] / totals[1]:.3f} before={totals[0]:.0f} now={totals[1]:.0f}")
     return 0
 

@@ -42,6 +42,10 @@ class Bench:
         """Of the machine's matrix rate, ours."""
         return float(self.ours[4].rstrip("%")) / 100
 
+    def share_at(self, ratio: float) -> float:
+        """Of the machine's matrix rate, that of a network which is so many times as fast as the peer."""
+        return ratio * float(self.peer[4].rstrip("%")) / 100
+
 
 PROCESSORS = {
     "amd_avx512": "of AMD with AVX-512",
@@ -99,8 +103,8 @@ def speed_rows(processor: str) -> list[list[str]]:
     for kind, precision in STRETCHES:
         found = read_bench(f"{processor}/{kind}_{precision}_infer", SMALL[kind], "best")
         what = f"{kind} {precision} inference, best mode, share of the matrix rate"
-        measured, room = (f"{found.share:.0%}", "") if found else ("not measured", "")
-        rows.append(["stretch", what, f">= {SHARE:.0%}", measured, room, _verdict(found and found.share >= SHARE)])
+        measured = f"{found.share:.0%}" if found else "not measured"
+        rows.append(["stretch", what, f">= {SHARE:.0%}", measured, "", "", _verdict(found and found.share >= SHARE)])
     return rows
 
 
@@ -108,11 +112,12 @@ def _ratio_row(processor: str, level: str, kind: str, step: str, precision: str,
     found = read_bench(f"{processor}/{kind}_{precision}_{step}", SMALL[kind], mode)
     what = f"{kind} {precision} {STEPS[step]}, {mode} mode, ratio"
     if found is None:
-        return [level, what, f">= {least}", "not measured", "", ""]
+        return [level, what, f">= {least}", "not measured", "", "", ""]
     measured = f"{found.ratio:.2f} [{found.low:.2f}-{found.high:.2f}]"
     if kind == "image" and (batch := re.search(r"--batch (\d+)", found.arguments)):
         measured += f" at batch {batch[1]}"
-    return [level, what, f">= {least}", measured, found.room, _verdict(found.ratio >= least)]
+    needs = f"{found.share_at(least):.0%}"
+    return [level, what, f">= {least}", measured, found.room, needs, _verdict(found.ratio >= least)]
 
 
 def memory_rows() -> list[list[str]]:
@@ -134,7 +139,7 @@ def memory_rows() -> list[list[str]]:
 
 def _share_row(what: str, most: float, share: float | None) -> list[str]:
     measured = "not measured" if share is None else f"{share:.0%}"
-    return ["floor", f"memory: {what}", f"<= {most:.0%}", measured, "", _verdict(share and share <= most)]
+    return ["floor", f"memory: {what}", f"<= {most:.0%}", measured, "", "", _verdict(share and share <= most)]
 
 
 def _cells(table: str, *words: str) -> list[str] | None:
@@ -155,12 +160,13 @@ def page() -> str:
     """targets.md."""
     parts = {f"Speed on a processor {name}": speed_rows(folder) for folder, name in PROCESSORS.items()}
     parts["Memory"] = memory_rows()
-    head = ["level", "what", "target", "measured", "room", "verdict"]
+    head = ["level", "what", "target", "measured", "room", "needs", "verdict"]
     text = (
         "# Targets\n\nEvery target beside what the tables of this folder say: `python benchmarks/targets.py`.\n"
         "Room is the largest ratio that any network of the same arithmetic could reach in eager mode on the machine\n"
         "of the table: time of the peer by that of its matrix products alone, each by the faster library. Where a\n"
-        "processor is slower in bf16 than in fp32, products of bf16 count as made in fp32.\n"
+        "processor is slower in bf16 than in fp32, products of bf16 count as made in fp32. *Needs* is the share of\n"
+        "the machine's matrix rate at which a whole step would have to run to meet the target.\n"
     )
     for (title, rows), key in zip(parts.items(), [*PROCESSORS, "memory"], strict=True):
         met, judged = sum(row[-1] == "met" for row in rows), sum(row[-1] != "" for row in rows)

@@ -58,10 +58,10 @@ def test_ratios_are_held_against_the_targets(targets, tmp_path, monkeypatch):
     judged = {row[1]: row[2:] for row in [*targets.speed_rows("amd_avx2"), *targets.memory_rows()] if row[-1]}
     assert not [row for row in targets.speed_rows("amd_avx512") if row[-1]]
     assert judged == {
-        "image fp32 inference, eager mode, ratio": [">= 1.8", "1.95 [1.87-2.03]", "2.60", "met"],
-        "image fp32 inference, best mode, ratio": [">= 1.7", "1.50 [1.42-1.58]", "2.00", "missed"],
-        "image fp32 inference, best mode, share of the matrix rate": [">= 75%", "76%", "", "met"],
-        "memory: training step of mvitv2_small at batch 16, of timm's": ["<= 70%", "76%", "", "missed"],
+        "image fp32 inference, eager mode, ratio": [">= 1.8", "1.95 [1.87-2.03]", "2.60", "68%", "met"],
+        "image fp32 inference, best mode, ratio": [">= 1.7", "1.50 [1.42-1.58]", "2.00", "87%", "missed"],
+        "image fp32 inference, best mode, share of the matrix rate": [">= 75%", "76%", "", "", "met"],
+        "memory: training step of mvitv2_small at batch 16, of timm's": ["<= 70%", "76%", "", "", "missed"],
     }
     tallies = [line for line in targets.page().splitlines() if line.startswith("`")]
     assert tallies == [

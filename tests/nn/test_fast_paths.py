@@ -16,7 +16,7 @@ from openmvit.model import MViT
 from openmvit.nn import attention, fast, filters, precision, products
 from openmvit.nn.attention import MultiscaleAttention, attend, attend_by_hand, attend_in_channels
 from openmvit.nn.fast import depthwise, one_dnn_pays
-from openmvit.nn.grid import avg_pool, conv, each, max_pool
+from openmvit.nn.grid import conv, each
 from openmvit.nn.relative import key_indicators, query_terms, write_out
 
 
@@ -170,6 +170,21 @@ def test_attention_of_exported_clips_is_products_in_place_of_a_written_term(form
         torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-5)
 
 
+def test_gradients_of_keys_are_sums_only_where_queries_come_in_pieces(monkeypatch):
+    """Sums over pieces are kept in float32; a gradient that is written once has the type of the keys."""
+    q, k, v, grad = (torch.randn(2, length, 16).bfloat16() for length in (128, 20, 20, 128))
+    found = {}
+    for piece in (2**20, 64 * 20 * 2):
+        monkeypatch.setattr(products, "PIECE", piece)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+        found[piece] = products._backward(q, k, v, grad, (True, True, True))
+    once, summed = found.values()
+    assert [t.dtype for t in once[1:]] == [torch.bfloat16] * 2
+    assert [t.dtype for t in summed[1:]] == [torch.float32] * 2
+    for ours, theirs in zip(once, summed, strict=True):
+        assert float((ours.float() - theirs.float()).norm() / theirs.float().norm()) < 1e-2
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_all_forms_of_attention_agree(rows):
     """Written out, step by step, and in channels; with a class row among the keys and without."""
@@ -293,54 +308,6 @@ def test_filters_take_what_comes(stride, dtype, autocast):
         assert float((ours.float() - theirs.float()).norm() / theirs.float().norm()) < tolerance
 
 
-@pytest.mark.parametrize("pool", ["filter", "max", "avg"])
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 4), (3, 8), (1, 2), (5, 7), (3, 3), (3, 2)])
-def test_what_windows_do_not_read_can_be_left_out(kernel, stride, pool):
-    """Whatever the size: windows that end at the border, short of it, and behind it."""
-    kernels, strides, padding = (3, kernel, kernel), (1, stride, stride), (1, kernel // 2, kernel // 2)
-    weight = torch.randn(3, 1, *kernels, dtype=torch.float64)
-    ways = {
-        "filter": lambda x, strides: conv(x, weight, None, strides, padding, groups=3),
-        "max": lambda x, strides: max_pool(x, kernels, strides),
-        "avg": lambda x, strides: avg_pool(x, kernels, strides),
-    }
-    for size in range(1, 3 * stride + 1):
-        x = torch.randn(2, 2, size, 3 * stride + 1 - size, 3, dtype=torch.float64)
-        read, left = filters.rows_read(x, kernels, strides)
-        assert left == (1, min(kernel, stride), min(kernel, stride))
-        assert (read.numel() < x.numel()) == (stride > kernel and max(x.shape[2:4]) > kernel - kernel // 2)
-        torch.testing.assert_close(ways[pool](read, left), ways[pool](x, strides), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("form", ["clip", "class_token", "odd_clip", "windows", "max", "separate", "hooked", "first"])
-def test_keys_and_values_are_projected_where_they_are_read(form, monkeypatch):
-    """In the training of clips on a CPU, if nobody watches the layers; the result is that of all tokens."""
-    fields = {"windows": {"window": ((2, 16, 16), (2, 8, 8))}, "max": {"pool_mode": "max"}}
-    fields |= {"separate": {"separate_qkv": True}, "first": {"separate_qkv": True, "pool_first": True}}
-    fields = {"adaptive_kv_stride": (1, 8, 8)} | fields.get(form, {})
-    clip = FORMS[form] if form in FORMS and form != "windows" else CLIP
-    model = network(clip | {"input_size": (3, 64, 92)} | fields)
-    x, read, plain = torch.randn(2, 3, 3, 64, 92), [], attention.rows_read
-    if form == "hooked":
-        for block in model.blocks:
-            block.attn.pool_v.register_forward_hook(lambda *_: None)
-
-    def noted(x, kernel, stride):
-        out = plain(x, kernel, stride)
-        read.append(out[0].numel() / x.numel())
-        return out
-
-    monkeypatch.setattr(attention, "rows_read", noted)
-    found = outputs(model, x)
-    assert len(read) == (0 if form in ("hooked", "first") else 3)  # blocks, with gradient
-    assert all(share < 0.6 for share in read)
-    with monkeypatch.context() as patch:
-        patch.setattr(fast, "skipping_pays", lambda *_: False)
-        expected = outputs(model, x)
-    for ours, all_tokens in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, all_tokens, rtol=1e-5, atol=1e-5 * max(1.0, float(all_tokens.abs().max())))
-
-
 def test_this_release_of_torch_was_tried():
     if not torch.__version__.startswith(TRIED_ON):
         pytest.xfail(f"torch {torch.__version__} is none of {', '.join(TRIED_ON)}: the tests here try it now")
@@ -401,6 +368,17 @@ def test_replaced_and_hooked_layers_are_called(one_dnn):
     assert not torch.equal(model(x), before)
     model(x).sum().backward()
     assert "backward" in seen
+
+
+def test_hooks_on_all_modules_are_called(one_dnn):
+    model, seen = network(CLIP), []
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda layer, _: seen.append(layer))
+    try:
+        outputs(model, torch.randn(1, 3, *CLIP["input_size"]))
+    finally:
+        hook.remove()
+    layers = {layer for layer in model.blocks.modules() if isinstance(layer, torch.nn.Linear | torch.nn.GELU)}
+    assert layers <= set(seen)
 
 
 def test_a_new_qkv_is_called_and_gives_the_same():

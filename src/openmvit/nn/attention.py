@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from openmvit.config import BlockConfig, Size
 from openmvit.nn import fast
 from openmvit.nn.fast import on_plain_cpu, products_pay
-from openmvit.nn.filters import rows_read
 from openmvit.nn.grid import Tokens, each, merge, partition, same_region
 from openmvit.nn.pooling import TokenPool
 from openmvit.nn.precision import narrowed
@@ -91,14 +90,13 @@ class MultiscaleAttention(nn.Module):
     def _heads(self, x: Tensor, cls: Tensor | None) -> Iterator[Tokens]:
         """Of q, k and v the grid `[B, *pooled, h, c]` and the class row `[B, 1, h, c]`; k and v cut into windows."""
         layers = [self.q, self.k, self.v] if self.config.separate_qkv else [self.qkv]
-        c, stride = self.config, None
+        c, kv_stride = self.config, None
         plain = not c.pool_first and fast.are_untouched(nn.Linear, *layers)
         x, cls = each(narrowed, x, cls) if plain else (x, cls)
-        skips = plain and fast.skipping_pays(x, c) and fast.are_untouched(TokenPool, self.pool_k, self.pool_v)
         for name, project in zip("qkv", self._projections(), strict=True):
-            if name == "k" and skips:  # of the tokens between the windows of a filter keys and values have no use
-                x, stride = rows_read(x, c.kernel_kv, c.stride_kv)
-            part = project(*self._pool(name, x, cls)) if c.pool_first else self._pool(name, *project(x, cls), stride)
+            if name == "k" and plain:  # tokens that no window of their filters reads need no keys and values
+                x, kv_stride = fast.tokens_read(x, TokenPool, self.pool_k, self.pool_v)
+            part = project(*self._pool(name, x, cls)) if c.pool_first else self._pool(name, *project(x, cls), kv_stride)
             part = each(lambda t: t.unflatten(-1, (self.num_heads, -1)), *part)
             if c.window and name != "q":  # here, so that nobody holds them whole besides
                 part = partition(part[0], c.kv_window, c.shifted), part[1]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openmvit.config import BlockConfig, Size
+from openmvit.config import Size
 from openmvit.errors import UserError
 from openmvit.nn import filters
 from openmvit.nn.gradients import differentiable
@@ -120,13 +120,18 @@ def one_dnn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool
 
 
 def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether nobody has replaced a layer, its forward, or hung a hook on it, so that its arithmetic is all it does."""
+    """Whether nobody has replaced a layer, its forward, or hung a hook on it or on all modules, so that its arithmetic
+    is all it does."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return type(layer) is kind and "forward" not in vars(layer) and not any(hooks)
+    return type(layer) is kind and "forward" not in vars(layer) and not any(hooks) and not has_global_hooks()
+
+
+# Not public either.
+has_global_hooks: Callable[[], bool] = getattr(torch.nn.modules.module, "_has_any_global_hook", lambda: False)
 
 
 def are_untouched(kind: type[nn.Module], *layers: object) -> bool:
-    """Whether that holds for each of several layers."""
+    """Whether `is_untouched` holds for every layer; None is none."""
     return all(isinstance(layer, kind) and is_untouched(layer, kind) for layer in layers)
 
 
@@ -174,13 +179,16 @@ def linear(
     return each(F.gelu, x, cls) if gelu_after else (x, cls)
 
 
-def skipping_pays(x: Tensor, config: BlockConfig) -> bool:
-    """Whether to project only those tokens of `[B, *grid, C]` to keys and values that their filters read.
+def tokens_read(x: Tensor, kind: type[nn.Module], *pools: Any) -> tuple[Tensor, Size | None]:
+    """The tokens of `[B, *grid, C]` that pools read, and the stride which gives the same result on them.
 
-    On a CPU, in the training of clips, whose first filters read an eighth to a half of them (benchmarks/NOTES.md).
+    On a CPU, in the training of clips, whose first filters of keys and values read an eighth to a half of the tokens
+    (benchmarks/NOTES.md). Elsewhere, and for pools that are touched or read different ones, x as it is and None.
     """
-    strided = any(map(gt, config.stride_kv, config.kernel_kv))
-    return strided and x.dim() == 5 and torch.is_grad_enabled() and on_plain_cpu(x)
+    if x.dim() != 5 or not (torch.is_grad_enabled() and on_plain_cpu(x) and are_untouched(kind, *pools)):
+        return x, None
+    (kernel, stride), *others = {(tuple(pool.kernel), tuple(pool.stride)) for pool in pools}
+    return (x, None) if others or not any(map(gt, stride, kernel)) else filters.rows_read(x, kernel, stride)
 
 
 def depthwise(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
