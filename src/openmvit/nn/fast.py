@@ -126,7 +126,7 @@ def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return type(layer) is kind and "forward" not in vars(layer) and not any(hooks) and not has_global_hooks()
 
 
-# Not public either.
+# Not public, and there is no public name: `test_hooks_on_all_modules_are_called` tries it.
 has_global_hooks: Callable[[], bool] = getattr(torch.nn.modules.module, "_has_any_global_hook", lambda: False)
 
 
