@@ -36,8 +36,12 @@ from openmvit.errors import UserError, did_you_mean
 
 _OUTPUTS = ("device", "json", "csv", "out", "classes")
 _LISTS = (".csv", ".jsonl", ".txt")
-PRESETS = {"video": ("video/small", "videos"), "detection": ("detection/small", "annotated images")}
-"""What `train` starts from where no recipe is named, by task: the defaults of the options are those of images."""
+PRESETS = {
+    "image": ("image/small", "images"),
+    "video": ("video/small", "videos"),
+    "detection": ("detection/small", "annotated images"),
+}
+"""What `train` starts from where no recipe is named, by task."""
 
 
 def _demo(given: Arguments) -> int:
@@ -51,7 +55,7 @@ def _demo(given: Arguments) -> int:
 
 
 def _train(given: Arguments) -> int:
-    from openmvit.training.recipe_file import check_fields, read_fields
+    from openmvit.training.recipe_file import check_fields, merge, read_fields
 
     flags = dict(given.flags)
     resume, config, recipe_name = flags.get("resume"), flags.pop("config", None), given.positional.get("recipe")
@@ -69,21 +73,21 @@ def _train(given: Arguments) -> int:
         return train_table(table, flags, config)
     values: dict[str, Any] = {}
     for source in (recipe_name, config):
-        values |= read_fields(source) if source is not None else {}
-    recipe = check_fields(values | flags)
+        values = merge(values, read_fields(source)) if source is not None else values
+    recipe = check_fields(merge(values, flags))
     if recipe.resume is None and recipe.data is None:
         raise UserError("train has no data", "Give --data DIR: a folder of class folders, or a list of files")
     from openmvit.processes import is_main
     from openmvit.training.inputs import infer_task
     from openmvit.training.run import train
 
-    plain = recipe.resume is None and recipe_name is None and config is None
+    plain = recipe.resume is None and recipe_name is None
     if plain and (preset := PRESETS.get(infer_task(recipe))):
         fields = read_fields(preset[0])
         if Path(recipe.weights).exists():
             # One's own weights bring their network.
-            del fields["model"]
-        recipe = check_fields(fields | flags)
+            fields.pop("model", None)
+        recipe = check_fields(merge(merge(fields, values), flags))
         if is_main():
             print(f"Recipe {preset[0]}, since the data are {preset[1]} and no recipe was named")
 

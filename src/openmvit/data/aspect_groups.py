@@ -26,18 +26,28 @@ class AspectGroups(ResumableSampler):
         batch: pictures per batch and process; the data loader must be given the same.
         seed: the run's seed.
         rank, world_size: this process and how many there are.
+        steps: batches of an epoch per rank; None is one pass, rounded down, at least one.
     Raises:
         UserError: fewer pictures than processes, or a batch below 1.
     """
 
-    def __init__(self, sizes: np.ndarray, *, batch: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        *,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        steps: int | None = None,
+    ) -> None:
         if not len(sizes) or batch < 1:
             raise UserError(f"{len(sizes)} training pictures in batches of {batch}", "Give at least one of both")
         super().__init__(len(sizes), seed=seed, shuffle=True, rank=rank, world_size=world_size)
         self.batch = batch
         wide = sizes[:, 1] > sizes[:, 0]
         self._members = (np.flatnonzero(~wide), np.flatnonzero(wide))
-        self.steps = max(self.length // (batch * world_size), 1)
+        self.steps = steps or max(self.length // (batch * world_size), 1)
         """Batches of this rank, and of every other, in an epoch."""
 
     def __len__(self) -> int:

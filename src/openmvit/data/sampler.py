@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -100,3 +101,79 @@ class ResumableSampler(Sampler[Key]):
                     f"Resume with {state[name]} {what}, or start a new run from its weights",
                 )
         self.epoch, self.position = state["epoch"], state["position"]
+
+
+def steps_of_passes(samples: int, passes: float, batch: int, accumulate: int) -> int:
+    """Batches of `batch` samples, over all processes, that come nearest to so many passes; whole updates, at least one.
+
+    A single pass is rounded up, so that no sample is left out of it.
+    """
+    updates = samples * passes / (batch * accumulate)
+    whole = math.ceil(updates - 1e-9) if passes <= 1 else round(updates)
+    return max(whole, 1) * accumulate
+
+
+class PassSampler(ResumableSampler):
+    """This rank's keys `(pass, index)`, or `(pass, index, copy)` with repeats, in epochs of any length.
+
+    The passes over the samples, each shuffled anew, follow each other in one endless stream, and an epoch is the next
+    `steps` batches of it. So every batch is full, no sample is left out, and tiny data can have several passes in an
+    epoch. All ranks take turns in the same stream. The pass in the key makes each use of a sample another augmentation.
+
+    Args:
+        length: samples in the table.
+        steps: batches of an epoch, the same on every rank.
+        batch: samples per batch and process; the data loader must be given the same.
+        seed: the run's seed.
+        rank, world_size: this process and how many there are.
+        repeats: augmented copies of every sample.
+    Raises:
+        UserError: fewer samples than processes.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        steps: int,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        repeats: int = 1,
+    ) -> None:
+        super().__init__(length, seed=seed, shuffle=True, rank=rank, world_size=world_size, repeats=repeats)
+        self.steps, self.batch = steps, batch
+
+    def __len__(self) -> int:
+        """Keys of this rank in a whole epoch, wherever it stands."""
+        return self.steps * self.batch
+
+    def __iter__(self) -> Iterator[Key]:
+        epoch, current, order = self.epoch, -1, torch.empty(0)
+        for place in range(self.position, len(self)):
+            number, copy = divmod(epoch * len(self) + place, self.repeats)
+            lap, rest = divmod(number * self.world_size + self.rank, self.length)
+            if lap != current:
+                generator = torch.Generator().manual_seed(mix(self.seed, lap))
+                current, order = lap, torch.randperm(self.length, generator=generator)
+            index = int(order[rest])
+            yield (lap, index) if self.repeats == 1 else (lap, index, copy)
+
+    def state_dict(self) -> dict[str, int]:
+        """As for any sampler, with the length of an epoch."""
+        return {**super().state_dict(), "steps": self.steps, "batch": self.batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            UserError: if the data, the batch or the number of processes have changed since.
+        """
+        for name, what in (("steps", "steps per epoch"), ("batch", "samples per batch")):
+            if state[name] != getattr(self, name):
+                raise UserError(
+                    f"the run was started with {state[name]} {what} and there are {getattr(self, name)} now",
+                    f"Resume with {state[name]} {what}, or start a new run from its weights",
+                )
+        super().load_state_dict(state)

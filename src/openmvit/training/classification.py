@@ -16,15 +16,17 @@ from openmvit.config import MViTConfig
 from openmvit.data.badfiles import BadFiles
 from openmvit.data.counter import mix
 from openmvit.data.mixing import Mixing
-from openmvit.data.sampler import ResumableSampler
+from openmvit.data.sampler import PassSampler, ResumableSampler, steps_of_passes
 from openmvit.data.samples import LabelledData
 from openmvit.errors import UserError
 from openmvit.evaluation.classification import ClassificationScores, MultiLabelScores
 from openmvit.model import MViT
+from openmvit.training.diagnosis import ONE_CLASS, Guessing
 from openmvit.training.folder import RunFolder, library_versions
 from openmvit.training.inputs import TaskInput
 from openmvit.training.loading import Batch, EpochLoader
 from openmvit.training.network import Start, build
+from openmvit.training.presets import Facts
 from openmvit.training.optim import soft_cross_entropy
 from openmvit.training.recipe import Recipe
 
@@ -49,35 +51,47 @@ class ClassificationTask:
         self.name, self.noun = source.name, source.noun
         self.metric = "mAP" if data.multilabel else "top1"
         self.shown: tuple[str, ...] = ("val_loss", "top1", "top5", "mAP")
-        self.mixing = Mixing(
-            recipe.mixup, recipe.cutmix, recipe.mix_prob, recipe.mix_switch, recipe.label_smoothing, len(data.classes)
-        )
+        self.use(recipe)
 
     def samples(self) -> int:
         """Training samples."""
         return len(self.data.splits["train"])
 
+    def facts(self) -> Facts:
+        """What options are derived from."""
+        return Facts(
+            task=self.name,
+            samples=self.samples(),
+            validation=len(self.data.splits["val"]),
+            width=self.model.config.num_features,
+            pretrained=self.recipe.weights != "none",
+            processes=processes.world_size(),
+        )
+
+    def use(self, recipe: Recipe) -> None:
+        """Take derived options: augmentation and mixing."""
+        self.recipe = self.source.recipe = r = recipe
+        self.mixing = Mixing(r.mixup, r.cutmix, r.mix_prob, r.mix_switch, r.label_smoothing, len(self.data.classes))
+
     def train_loader(self, batch: int, pin: bool) -> EpochLoader:
         """Shuffled, augmented training batches of this rank."""
-        r = self.recipe
-        sampler = self._sampler("train", shuffle=True, repeats=r.repeats)
+        r, length = self.recipe, len(self.data.splits["train"])
+        place = {"seed": r.seed, "rank": processes.rank(), "world_size": processes.world_size(), "repeats": r.repeats}
+        if r.passes:
+            steps = steps_of_passes(length * r.repeats, r.passes, batch * processes.world_size(), r.accumulate)
+            sampler: ResumableSampler = PassSampler(length, steps=steps, batch=batch, **place)
+        else:
+            sampler = ResumableSampler(length, shuffle=True, **place)
         dataset = self.source.train_dataset(self.data)
         return EpochLoader(dataset, sampler, batch=batch, workers=r.workers, drop_last=True, pin=pin)
 
     def val_loader(self, batch: int, pin: bool) -> EpochLoader:
         """Validation batches of this rank, in order, every sample once: its centre, the same in every epoch."""
-        dataset, sampler = self.source.val_dataset(self.data), self._sampler("val", shuffle=False)
-        return EpochLoader(dataset, sampler, batch=batch, workers=self.recipe.workers, drop_last=False, pin=pin)
-
-    def _sampler(self, split: str, *, shuffle: bool, repeats: int = 1) -> ResumableSampler:
-        return ResumableSampler(
-            len(self.data.splits[split]),
-            seed=self.recipe.seed,
-            shuffle=shuffle,
-            rank=processes.rank(),
-            world_size=processes.world_size(),
-            repeats=repeats,
+        dataset, place = self.source.val_dataset(self.data), (processes.rank(), processes.world_size())
+        sampler = ResumableSampler(
+            len(self.data.splits["val"]), seed=self.recipe.seed, shuffle=False, rank=place[0], world_size=place[1]
         )
+        return EpochLoader(dataset, sampler, batch=batch, workers=self.recipe.workers, drop_last=False, pin=pin)
 
     def probe(self, samples: int) -> Tensor:
         """Logits of zeros of the training size."""
@@ -118,6 +132,17 @@ class ClassificationTask:
     def paths(self, index: list[int]) -> list[str]:
         """Training files by their index."""
         return [str(self.data.splits["train"].path(i)) for i in index]
+
+    def guessing(self) -> Guessing:
+        """Scores of the answer that is the same for all samples: the most frequent class, or how frequent each is."""
+        count = len(self.data.classes)
+        train, val = (self.data.splits[name].class_counts(count) for name in ("train", "val"))
+        samples, scored = (max(len(self.data.splits[name]), 1) for name in ("train", "val"))
+        share = torch.from_numpy(train / samples).clamp(1e-9, 1 - 1e-9)
+        if self.data.multilabel:
+            entropy = -(share * share.log() + (1 - share) * (1 - share).log()).mean()
+            return Guessing(float((val / scored).mean()), float(entropy), scored)
+        return Guessing(float(val[train.argmax()] / scored), float(-(share * share.log()).sum()), scored)
 
     def card(self, score: Mapping[str, Any]) -> dict[str, Any]:
         """Header of a checkpoint of this run."""
@@ -191,6 +216,15 @@ class ClassificationValidation:
                 processes.total(value)
         loss, count = self._sums.tolist()
         return {"val_loss": loss / max(count, 1.0), **self._scores.compute()}
+
+    def one_class(self) -> str:
+        """See `Validation`."""
+        confusion = None if isinstance(self._scores, MultiLabelScores) else self._scores.confusion
+        if confusion is None or not confusion.sum():
+            return ""
+        guessed, true = (confusion.sum(dim=d) / confusion.sum() for d in (0, 1))
+        one = float(guessed.max()) >= ONE_CLASS > float(true.max())
+        return self._classes[int(guessed.argmax())] if one else ""
 
     def draw(self, folder: Path) -> None:
         """The confusion matrix, unless there are several labels or too many classes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,15 @@ from openmvit.data.detection_layouts import open_detection
 from openmvit.data.detection_samples import DetectionDataset, DetectionTestDataset, collate, read_picture, trainable
 from openmvit.data.detection_table import DetectionData, DetectionTable
 from openmvit.data.detection_transforms import DetectionAugmentation, training_pipeline
-from openmvit.data.sampler import ResumableSampler
+from openmvit.data.sampler import PassSampler, ResumableSampler, steps_of_passes
 from openmvit.device import pick_device
 from openmvit.errors import UserError
 from openmvit.training.detection_scores import DetectionValidation
+from openmvit.training.diagnosis import Guessing
 from openmvit.training.folder import RunFolder, library_versions
 from openmvit.training.loading import Batch, EpochLoader
 from openmvit.training.network import Start, build_detector
+from openmvit.training.presets import Facts
 from openmvit.training.recipe import Recipe
 from openmvit.validate.detection import finds_scored
 
@@ -61,7 +64,7 @@ class DetectionTask:
         self.train: DetectionTable = data.splits["train"].subset(kept)
         self.val: DetectionTable = data.splits["val"]
         self.short_side = recipe.short_side or start.preprocessing.get("short_side", _SHORT_SIDE)
-        self.pipeline = training_pipeline(augmentation(recipe, self.short_side))
+        self.use(recipe)
         self.norms = _synchronise(start.model, recipe)
         if start.model.config.federated_classes:
             start.model.roi_heads.set_class_frequency(pictures_per_class(self.train, len(data.classes)))
@@ -71,11 +74,31 @@ class DetectionTask:
         """Training pictures."""
         return len(self.train)
 
+    def facts(self) -> Facts:
+        """What options are derived from."""
+        return Facts(
+            task=self.name,
+            samples=len(self.train),
+            validation=len(self.val),
+            width=self.model.backbone.model.config.num_features,
+            pretrained=self.recipe.weights != "none",
+            processes=processes.world_size(),
+        )
+
+    def use(self, recipe: Recipe) -> None:
+        """Take derived options: augmentation."""
+        self.recipe, self.pipeline = recipe, training_pipeline(augmentation(recipe, self.short_side))
+
     def train_loader(self, batch: int, pin: bool) -> EpochLoader:
         """Shuffled, augmented training batches of this rank, wide and tall pictures apart where the recipe says so."""
         r, place = self.recipe, {"rank": processes.rank(), "world_size": processes.world_size()}
+        steps = None
+        if r.passes:
+            steps = steps_of_passes(len(self.train), r.passes, batch * processes.world_size(), r.accumulate)
         if r.aspect_groups:
-            order: ResumableSampler = AspectGroups(self.train.sizes, batch=batch, seed=r.seed, **place)
+            order: ResumableSampler = AspectGroups(self.train.sizes, batch=batch, seed=r.seed, steps=steps, **place)
+        elif steps is not None:
+            order = PassSampler(len(self.train), steps=steps, batch=batch, seed=r.seed, **place)
         else:
             order = ResumableSampler(len(self.train), seed=r.seed, shuffle=True, **place)
         dataset = DetectionDataset(self.train, self.pipeline, seed=r.seed)
@@ -141,6 +164,10 @@ class DetectionTask:
     def write_split(self, folder: RunFolder) -> None:
         """Write val.txt, or compare with it; see `RunFolder.keep_split`."""
         folder.keep_split(self.val)
+
+    def guessing(self) -> Guessing:
+        """Boxes at random find nothing."""
+        return Guessing(0.0, math.nan, len(self.val))
 
     def card(self, score: Mapping[str, Any]) -> dict[str, Any]:
         """Header of a checkpoint of this run."""

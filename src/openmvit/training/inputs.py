@@ -38,6 +38,7 @@ class TaskInput(Protocol):
     ndim: ClassVar[int]
     smallest: ClassVar[str]
     """Architecture where none is named."""
+    recipe: Recipe
     size: tuple[int, ...]
     """Training size, `(T, H, W)` or `(H, W)`."""
 

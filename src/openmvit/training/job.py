@@ -18,6 +18,7 @@ from openmvit import checkpoint, processes
 from openmvit.data.badfiles import BadFiles
 from openmvit.errors import UserError
 from openmvit.training import optim, state
+from openmvit.training.diagnosis import Signs, diagnose
 from openmvit.training.ema import Ema
 from openmvit.training.folder import RunFolder
 from openmvit.training.heartbeat import Heartbeat
@@ -27,6 +28,8 @@ from openmvit.training.recipe import Recipe
 from openmvit.training.state import Progress
 from openmvit.training.tasks import Task, Validation
 
+EARLY = 0.05
+"""Share of the updates after which a run is first asked whether it learns."""
 SLOW_PHASE = 1800.0
 """Seconds that a validation or a save may take longer on one rank than on another."""
 
@@ -92,6 +95,7 @@ class Job:
         self._asked = 0.0
         self._started, self._earlier = time.monotonic(), self.progress.seconds
         self._lr = 0.0
+        self._gradient = math.nan
 
     def ask_to_stop(self, number: int = signal.SIGINT, _: object = None) -> None:
         """Signal handler: stop after the running update. A second Ctrl-C ends at once.
@@ -144,6 +148,8 @@ class Job:
         """
         bad = sum(int((b["bad"] > 0).sum()) for b in self._batches)
         samples = sum(len(b["bad"]) for b in self._batches)
+        if self.progress.step_in_epoch + 1 == self.parts.train.steps:
+            self._gradient = optim.largest_gradient(self._engine.network)
         flags = torch.tensor([float(self.stop.is_set()), bad, samples], device=self._losses[0].device)
         rows = processes.gather_rows(torch.cat([torch.stack(self._losses).float(), flags])).tolist()
         losses = [list(step) for step in zip(*(row[:-3] for row in rows), strict=True)]
@@ -194,11 +200,13 @@ class Job:
         last = p.epoch + 1 >= self.recipe.epochs
         row: dict[str, float] = {"epoch": p.epoch + 1, "loss": p.loss_sum / max(p.step_in_epoch, 1)}
         speed = {"lr": self._lr, "samples_per_s": self._meter.speed, "wait": self._share()}
+        said: list[str] = []
         validated = (p.epoch + 1) % self.recipe.val_every == 0 or last
         if validated:
             try:
                 with self._slow(), self._averaged():
                     row |= self._validate()
+                    said = self._diagnose(row, last)
             except Interrupted:
                 # Outside the block the network holds its own weights again.
                 self.save()
@@ -208,6 +216,8 @@ class Job:
         p.results.append(row)
         self.folder.write_results(p.results)
         self._reporter.line(self._summary(row))
+        for sentence in said:
+            self._reporter.line(f"Warning: {sentence}.")
         p.epoch, p.step_in_epoch, p.loss_sum = p.epoch + 1, 0, 0.0
         self.parts.train.order.set_epoch(p.epoch)
         p.finished = last or (validated and 0 < self.recipe.patience <= p.epoch - p.improved)
@@ -237,7 +247,7 @@ class Job:
                     left_out.append(batch["index"][batch["bad"] > 0].cpu())
         self._engine.settle()
         self._note_left_out(torch.cat(left_out))
-        scores = validation.result()
+        scores, self._one_class = validation.result(), validation.one_class()
         value, loss = scores[self.task.metric], scores.get("val_loss", math.inf)
         p = self.progress
         if p.best is None or value > p.best:
@@ -247,6 +257,30 @@ class Job:
             self._keep_best(validation)
         self._train_mode()
         return scores
+
+    def _diagnose(self, row: dict[str, float], last: bool) -> list[str]:
+        """What looks wrong: asked once after a few per cent of the updates, and at the end."""
+        p, warmup = self.progress, self.recipe.warmup_updates if self.recipe.updates else self.recipe.warmup_epochs
+        total = self.recipe.updates or self.recipe.epochs * self._updates
+        rising = warmup if self.recipe.updates else warmup * self._updates
+        if not last and (p.diagnosed or p.update < max(EARLY * total, 1.5 * rising)):
+            return []
+        guessing = self.task.guessing()
+        if not last and math.isnan(guessing.loss):
+            return []  # a detector's AP rises late
+        p.diagnosed = True
+        adamw = self.recipe.optimizer == "adamw"
+        signs = Signs(
+            train_loss=row["loss"],
+            val_loss=row.get("val_loss", math.nan),
+            score=p.best if last and p.best is not None else row[self.task.metric],
+            metric=self.task.metric,
+            motion=p.motion if adamw else math.nan,
+            gradient=max(processes.gather(self._gradient)),
+            one_class=self._one_class,
+            guessing=guessing,
+        )
+        return diagnose(signs)
 
     def _val_batches(self) -> Any:
         """Validation batches on the device. With shards every rank runs equally often: the last repeats, uncounted."""
@@ -314,6 +348,7 @@ class Job:
         epoch = p.epoch + p.step_in_epoch // self.recipe.accumulate / self._updates
         self._lr = optim.scheduled_rate(self.recipe, epoch, p.update, self.lr_scale)
         optim.set_learning_rate(self._engine.optimizer, self._lr)
+        p.motion += self._lr
 
     def _train_mode(self) -> None:
         self._engine.network.train()

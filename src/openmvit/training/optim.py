@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openmvit.training.layers import Network, decayed
 from openmvit.training.recipe import Recipe
@@ -106,6 +106,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     """Give every group `value` times the group's own factor."""
     for group in optimizer.param_groups:
         group["lr"] = value * group["lr_scale"]
+
+
+def largest_gradient(model: nn.Module) -> float:
+    """Largest absolute gradient of this process's parameters or shards; 0 if there is none."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    shards = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
+    largest = [g.abs().max().float() for g in shards if g.numel()]
+    return float(torch.stack(largest).max()) if largest else 0.0
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

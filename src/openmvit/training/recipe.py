@@ -13,6 +13,9 @@ class Recipe:
     # -- what is trained, on what ------------------------------------------------------------------------------
     task: Literal["auto", "image", "video", "detection"] = "auto"
     """Job to train; `auto` reads it off the data."""
+    derive: tuple[str, ...] = ()
+    """Options that are worked out from the data, the batch and the network, unless you give them; the first lines say
+    what came out, and args.yaml holds the values. `openmvit.training.presets` has the rules."""
     model: str | None = None
     """Architecture name (`openmvit models` lists them); default: the smallest of the task."""
     weights: str = "default"
@@ -112,7 +115,10 @@ class Recipe:
 
     # -- schedule ----------------------------------------------------------------------------------------------
     epochs: int = 100
-    """Passes over the training data."""
+    """Passes over the training data, or with `passes` as many times as many."""
+    passes: float = 0.0
+    """Passes that count as one epoch: they follow each other without a gap, every batch is full and no sample is left
+    out. 0 is as published: one pass, whose last, smaller batch is left out."""
     batch: int | Literal["auto"] = 64
     """Samples per step and process; `auto` takes the largest that fits in memory."""
     accumulate: int = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -97,7 +97,13 @@ def read_fields(name_or_path: str | Path) -> dict[str, Any]:
     base = read_yaml(beside if beside.is_file() else find_recipe(str(parent)))
     if "extends" in base:
         raise UserError(f"{path} extends {parent}, which extends {base['extends']}", "Only one level is accepted")
-    return base | own
+    return merge(base, own)
+
+
+def merge(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with those of `given` over them; what is given is no longer derived."""
+    derive = [key for key in values.get("derive", ()) if key not in given]
+    return {**values, **({"derive": derive} if "derive" in values else {}), **given}
 
 
 def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
@@ -106,7 +112,7 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
     Raises:
         UserError: naming the key, its value and what is accepted.
     """
-    return check_fields(read_fields(name_or_path) | (overrides or {}))
+    return check_fields(merge(read_fields(name_or_path), overrides or {}))
 
 
 def check_fields(values: dict[str, Any]) -> Recipe:
@@ -240,6 +246,8 @@ def _fit(value: Any, hint: Any) -> Any:
         return next((c for c in get_args(hint) if c == value and type(c) is type(value)), _MISFIT)
     if origin is tuple:
         parts = get_args(hint)
+        if isinstance(value, list | tuple) and parts[-1] is Ellipsis:
+            parts = parts[:1] * len(value)
         if not isinstance(value, list | tuple) or len(value) != len(parts):
             return _MISFIT
         items = tuple(_fit(v, part) for v, part in zip(value, parts, strict=True))
@@ -293,7 +301,8 @@ def _describe(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(str(c) for c in get_args(hint))
     if origin is tuple:
-        return f"a list of {len(get_args(hint))} numbers"
+        parts = get_args(hint)
+        return "a list of names" if parts[-1] is Ellipsis else f"a list of {len(parts)} numbers"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}[hint]
 
 
@@ -319,7 +328,7 @@ _RANGES: dict[str, _Rule] = {
     **dict.fromkeys(("mixup", "cutmix", "lr_batch", "warmup_epochs", "warmup_lr", "min_lr"), _NOT_NEGATIVE),
     **dict.fromkeys(("short_side", "stored_side"), _NOT_NEGATIVE),
     **dict.fromkeys(("weight_decay", "clip_grad", "workers", "seed", "patience", "save_every"), _NOT_NEGATIVE),
-    **dict.fromkeys(("updates", "warmup_updates"), _NOT_NEGATIVE),
+    **dict.fromkeys(("passes", "updates", "warmup_updates"), _NOT_NEGATIVE),
     "long_side": _COUNT,
     **dict.fromkeys(("decay_at", "sides", "crop_range", "scales"), _INCREASING),
     "crop_sides": ("three numbers above 0", lambda v: min(v) > 0),

@@ -19,7 +19,7 @@ import torch
 from openmvit import processes, report
 from openmvit.device import pick_device
 from openmvit.errors import UserError
-from openmvit.training import memory, state
+from openmvit.training import memory, presets, state
 from openmvit.training.folder import RunFolder, new_folder
 from openmvit.training.heartbeat import Heartbeat
 from openmvit.training.job import Interrupted, Job, Parts
@@ -150,12 +150,14 @@ def _prepare(
     first_line = _say_start(recipe, run, resumed[0]["progress"] if resumed else {}, writes)
     task = open_task(recipe, resumed[0]["about"] if resumed else None)
     frozen = task.freeze()
-    task.recipe = recipe = _choose_batch(recipe, task, device)
+    recipe, derived = presets.derive(_choose_batch(recipe, task, device), task.facts())
+    task.use(recipe)
     pin = device.type == "cuda"
     loaders = task.train_loader(int(recipe.batch), pin), task.val_loader(int(recipe.batch), pin)
     if recipe.updates:
         per_epoch = -(-loaders[0].steps // recipe.accumulate)
-        task.recipe = recipe = dataclasses.replace(recipe, epochs=-(-recipe.updates // per_epoch))
+        recipe = dataclasses.replace(recipe, epochs=-(-recipe.updates // per_epoch))
+        task.use(recipe)
     if resumed is not None:
         loaders[0].order.load_state_dict(resumed[1]["sampler"])
     else:
@@ -165,6 +167,8 @@ def _prepare(
     assert path is not None
     folder = RunFolder(path, writes)
     folder.log(first_line)
+    for line in derived:
+        folder.say(line)
     if run is None and writes:
         dump_recipe(recipe, path / "args.yaml")
         folder.write_environment()

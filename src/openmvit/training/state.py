@@ -50,6 +50,10 @@ class Progress:
     """Training time so far, over all parts of the run."""
     loss_sum: float = 0.0
     """Sum of this epoch's losses, mean over the processes."""
+    motion: float = 0.0
+    """Sum of the learning rates of all updates."""
+    diagnosed: bool = False
+    """The run has been asked whether it learns."""
     finished: bool = False
     """No epoch is left, or patience has run out."""
     results: list[dict[str, float]] = field(default_factory=list)

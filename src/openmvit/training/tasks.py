@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from openmvit.data.badfiles import BadFiles
+from openmvit.training.diagnosis import Guessing
 from openmvit.training.folder import RunFolder
 from openmvit.training.layers import Network
 from openmvit.training.loading import Batch, EpochLoader
+from openmvit.training.presets import Facts
 from openmvit.training.recipe import Recipe
 
 
@@ -25,6 +27,10 @@ class Validation(Protocol):
 
     def result(self) -> dict[str, float]:
         """Figures over all processes, the watched metric among them. Every process must call it."""
+        ...
+
+    def one_class(self) -> str:
+        """The class that nearly all samples get, though they are of several; empty if there is none."""
         ...
 
     def draw(self, folder: Path) -> None:
@@ -49,6 +55,14 @@ class Task(Protocol):
 
     def samples(self) -> int:
         """Training samples."""
+        ...
+
+    def facts(self) -> Facts:
+        """What options are derived from."""
+        ...
+
+    def use(self, recipe: Recipe) -> None:
+        """Take options that were derived since the task was opened; data, network and input size stay."""
         ...
 
     def train_loader(self, batch: int, pin: bool) -> EpochLoader: ...
@@ -83,6 +97,10 @@ class Task(Protocol):
 
     def write_split(self, folder: RunFolder) -> None:
         """Write val.txt, the validation files; on a resume, compare with it instead."""
+        ...
+
+    def guessing(self) -> Guessing:
+        """What scores would be without looking at the samples."""
         ...
 
     def card(self, score: Mapping[str, Any]) -> dict[str, Any]: ...
