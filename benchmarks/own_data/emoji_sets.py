@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from benchmarks.own_data.folders import Draw, Splits, by_family, hold_out
 from benchmarks.own_data.sources import VENDORS, unpacked
+from PIL import Image
 
 PRETRAIN_GROUP = 20  # emoji of each subject that `pretrain` takes and the other sets leave alone
 SUBJECTS = {

@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-
 from benchmarks.own_data import sources
 from benchmarks.own_data.folders import Draw, Splits, by_family, hold_out
 from benchmarks.own_data.sources import Package, unpacked
+from PIL import Image, ImageDraw, ImageFont
 
 MOST = 100  # training samples of a class at most
 LARGEST_FILE = 300_000  # of a clipart: some have hundreds of millions of pixels
@@ -72,9 +71,9 @@ def _word_picture(paths: list[Path], held_out: bool, key: str, size: int = 64) -
     wanted = rng.uniform(0.6, 0.92) * size
     probe = ImageFont.truetype(path, 40).getbbox(text)
     font = ImageFont.truetype(path, round(max(10, min(36, 40 * wanted / (probe[2] - probe[0])))))
-    left, top, right, bottom = font.getbbox(text)
-    x = rng.uniform(0, max(0, size - (right - left))) - left
-    y = rng.uniform(0, max(0, size - (bottom - top))) - top
+    left, top, right, bottom = map(int, font.getbbox(text))  # letters at parts of a pixel above 0 would be cut
+    x = rng.randint(0, max(0, size - (right - left))) - left
+    y = rng.randint(0, max(0, size - (bottom - top))) - top
     picture = Image.new("RGB", (size, size), paper)
     ImageDraw.Draw(picture).text((x, y), text, font=font, fill=ink)
     return picture

@@ -13,10 +13,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from benchmarks.own_data import emoji_sets, image_sets
 from benchmarks.own_data.folders import DONE, Splits, once, write_folders
+from PIL import Image
+
 from openmvit.errors import UserError
 
 _IMAGES: dict[str, Callable[[Path, int], Splits[Image.Image]]] = {
