@@ -49,7 +49,7 @@ def by_family(items: Iterable[T], family: Callable[[T], Hashable]) -> dict[Hasha
 
 
 def write_folders(folder: Path, splits: Splits[T], per_class: int, save: Callable[[T, Path], None], ending: str) -> str:
-    """Write train/CLASS/ with the first `per_class` samples of each class and val/CLASS/ with all; say what is there."""
+    """Write train/CLASS/ with the first `per_class` samples of each and val/CLASS/ with all; say what is there."""
     counts = {}
     for split, classes in (("train", splits.train), ("val", splits.val)):
         counts[split] = 0

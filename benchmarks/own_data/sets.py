@@ -11,9 +11,8 @@ import argparse
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
-from benchmarks.own_data import emoji_sets, image_sets
+from benchmarks.own_data import box_sets, clip_sets, emoji_sets, image_sets
 from benchmarks.own_data.folders import DONE, Splits, once, write_folders
 from PIL import Image
 
@@ -25,9 +24,17 @@ _IMAGES: dict[str, Callable[[Path, int], Splits[Image.Image]]] = {
     "mnist": image_sets.mnist,
     "emoji": emoji_sets.emoji,
 }
+_CLIPS = {"rollouts": clip_sets.rollouts, "films": clip_sets.films}
 IMAGE_SETS = tuple(_IMAGES)
+CLIP_SETS = tuple(_CLIPS)
+BOX_SETS = ("boxes",)
 PRETRAIN = "pretrain"
-SIZES: dict[str, tuple[int, ...]] = {PRETRAIN: (32,)} | dict.fromkeys(IMAGE_SETS, (5, 20, 100))
+SIZES: dict[str, tuple[int, ...]] = {
+    PRETRAIN: (32,),
+    **dict.fromkeys(IMAGE_SETS, (5, 20, 100)),
+    **dict.fromkeys(CLIP_SETS, (20, clip_sets.TRAIN)),
+    **dict.fromkeys(BOX_SETS, (40, 200)),
+}
 
 
 def build(name: str, root: Path, per_class: int, seed: int = 0) -> Path:
@@ -50,6 +57,10 @@ def build(name: str, root: Path, per_class: int, seed: int = 0) -> Path:
 
 
 def _fill(name: str, root: Path, per_class: int, seed: int, folder: Path) -> str:
+    if name in BOX_SETS:
+        return box_sets.write_boxes(folder, root, per_class, seed)
+    if name in CLIP_SETS:
+        return write_folders(folder, _CLIPS[name](root, seed), per_class, clip_sets.save_film, ".mp4")
     return write_folders(folder, _image_splits(name, root, seed), per_class, save_png, ".png")
 
 
@@ -63,17 +74,29 @@ def save_png(picture: Image.Image, path: Path) -> None:
 
 
 def sheet(folder: Path, columns: int = 12, rows: int = 20) -> Image.Image:
-    """Training pictures of a set, a row for each class."""
-    classes = sorted(path for path in (folder / "train").iterdir() if path.is_dir())[:rows]
-    picture: Any = None
-    for row, place in enumerate(classes):
-        for column, file in enumerate(sorted(place.glob("*.png"))[:columns]):
-            with Image.open(file) as opened:
-                if picture is None:
-                    side = opened.width + 2
-                    picture = Image.new("RGB", (columns * side, len(classes) * side), "grey")
-                picture.paste(opened, (column * side, row * side))
+    """Training samples of a set, a row for each class; of clips, every third frame of one in each row."""
+    places = sorted(path for path in (folder / "train").iterdir() if path.is_dir())[:rows]
+    lines = [_pictures(place, columns) for place in places]
+    if not places:
+        found = _pictures(folder / "train", 4 * columns)
+        lines = [found[start : start + columns] for start in range(0, len(found), columns)]
+    side = lines[0][0].width + 2
+    picture = Image.new("RGB", (columns * side, len(lines) * side), "grey")
+    for row, line in enumerate(lines):
+        for column, one in enumerate(line):
+            picture.paste(one, (column * side, row * side))
     return picture
+
+
+def _pictures(place: Path, count: int) -> list[Image.Image]:
+    """The first pictures of a folder, or frames of its first films."""
+    clips = sorted(place.glob("*.mp4"))
+    if not clips:
+        return [Image.open(file).convert("RGB") for file in sorted(place.glob("*.png"))[:count]]
+    import av
+
+    with av.open(clips[0]) as container:
+        return [frame.to_image() for frame in container.decode(video=0)][:: clip_sets.FRAMES // 8][:count]
 
 
 def main() -> None:
