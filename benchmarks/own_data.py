@@ -32,13 +32,13 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 TABLE = HERE / "own_data.csv"
-SETS = {"image": ("emoji", "fonts", "mnist", "clipart"), "clip": ("rollouts", "films"), "box": ("boxes",)}
-CHOSEN = ("emoji", "fonts", "rollouts")
+SETS = {"image": ("emoji", "textures", "mnist", "clipart"), "clip": ("rollouts", "films"), "box": ("boxes",)}
+CHOSEN = ("emoji", "textures", "rollouts")
 """Sets that the rules were chosen on; the others were only scored."""
 SIZES = {"image": (5, 20, 100), "clip": (20, 60), "box": (40, 200)}
 BATCHES = {"image": (8, 64), "clip": (8,), "box": (4,)}
 MODEL = {"image": "mvitv2_micro", "clip": "mvitv2_micro_8x2", "box": "mask_rcnn_mvitv2_micro"}
-SCRATCH = (("emoji", 100), ("fonts", 100), ("mnist", 100))
+SCRATCH = (("emoji", 100), ("textures", 100), ("mnist", 100))
 """Image cells, at both batches, that are also trained from random weights."""
 PRETRAIN = {"recipe": "demo/digits", "epochs": 16}
 """How the starting weights are made: by the package, on emoji that are in none of the sets."""
@@ -52,7 +52,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "3e-4 plain": {"lr": 3e-4, **_PLAIN},
         "1e-3 crops": {"lr": 1e-3, **_CROP},
         "1e-3 crops, RandAugment": {"lr": 1e-3, **_STRONG},
-        "3e-3 crops, RandAugment": {"lr": 3e-3, **_STRONG},
+        "3e-3 crops, RandAugment, flip": {"lr": 3e-3, "flip": 0.5, **_STRONG},
     },
     "clip": {
         "3e-4 plain": {"lr": 3e-4, **_PLAIN},
@@ -186,16 +186,16 @@ class Bench:
 
     def length(self, row: Row) -> dict[str, Any]:
         """Epochs, passes and validations of the defaults of a cell, as options; `updates` besides."""
-        from openmvit.training.presets import Facts, derive
+        from openmvit.training.presets import Facts, derive, updates_per_epoch
         from openmvit.training.recipe_file import load_recipe
 
         data, name = self.data(row), {"image": "image", "clip": "video", "box": "detection"}[row.kind]
         train, val = (count_samples(data, split) for split in ("train", "val"))
         facts = Facts(name, train, val, width=192, pretrained=row.start == "pretrained")
         recipe, _ = derive(load_recipe(f"{name}/small", {"batch": row.batch, "accumulate": 1}), facts)
-        steps = round(recipe.passes * train / int(recipe.batch)) if recipe.passes > 1 else -(-train // int(recipe.batch))
         kept = {"epochs": recipe.epochs, "passes": recipe.passes, "val_every": recipe.val_every}
-        return {**kept, "updates": recipe.epochs * max(steps, 1), "batch": int(recipe.batch)}
+        updates = recipe.epochs * updates_per_epoch(train, recipe.passes, int(recipe.batch))
+        return {**kept, "updates": updates, "batch": int(recipe.batch)}
 
     def run(self, row: Row) -> Row:
         """One row, measured."""
@@ -204,7 +204,7 @@ class Bench:
         length = self.length(row)
         updates, batch = length.pop("updates"), length.pop("batch")
         if row.who == "hand":
-            return self.train(row, {**COMMON[row.kind], **length, **SETTINGS[row.kind][row.setting], "ema": 0})
+            return self.train(row, {**COMMON[row.kind], **length, "ema": 0, **SETTINGS[row.kind][row.setting]})
         from benchmarks.own_peers import PEERS
 
         start = time.monotonic()

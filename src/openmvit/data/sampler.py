@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -101,16 +100,6 @@ class ResumableSampler(Sampler[Key]):
                     f"Resume with {state[name]} {what}, or start a new run from its weights",
                 )
         self.epoch, self.position = state["epoch"], state["position"]
-
-
-def steps_of_passes(samples: int, passes: float, batch: int, accumulate: int) -> int:
-    """Batches of `batch` samples, over all processes, that come nearest to so many passes; whole updates, at least one.
-
-    A single pass is rounded up, so that no sample is left out of it.
-    """
-    updates = samples * passes / (batch * accumulate)
-    whole = math.ceil(updates - 1e-9) if passes <= 1 else round(updates)
-    return max(whole, 1) * accumulate
 
 
 class PassSampler(ResumableSampler):

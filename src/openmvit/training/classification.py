@@ -16,7 +16,7 @@ from openmvit.config import MViTConfig
 from openmvit.data.badfiles import BadFiles
 from openmvit.data.counter import mix
 from openmvit.data.mixing import Mixing
-from openmvit.data.sampler import PassSampler, ResumableSampler, steps_of_passes
+from openmvit.data.sampler import PassSampler, ResumableSampler
 from openmvit.data.samples import LabelledData
 from openmvit.errors import UserError
 from openmvit.evaluation.classification import ClassificationScores, MultiLabelScores
@@ -26,7 +26,7 @@ from openmvit.training.folder import RunFolder, library_versions
 from openmvit.training.inputs import TaskInput
 from openmvit.training.loading import Batch, EpochLoader
 from openmvit.training.network import Start, build
-from openmvit.training.presets import Facts
+from openmvit.training.presets import Facts, updates_per_epoch
 from openmvit.training.optim import soft_cross_entropy
 from openmvit.training.recipe import Recipe
 
@@ -78,7 +78,8 @@ class ClassificationTask:
         r, length = self.recipe, len(self.data.splits["train"])
         place = {"seed": r.seed, "rank": processes.rank(), "world_size": processes.world_size(), "repeats": r.repeats}
         if r.passes:
-            steps = steps_of_passes(length * r.repeats, r.passes, batch * processes.world_size(), r.accumulate)
+            total = batch * r.accumulate * processes.world_size()
+            steps = updates_per_epoch(length * r.repeats, r.passes, total) * r.accumulate
             sampler: ResumableSampler = PassSampler(length, steps=steps, batch=batch, **place)
         else:
             sampler = ResumableSampler(length, shuffle=True, **place)
@@ -91,7 +92,8 @@ class ClassificationTask:
         sampler = ResumableSampler(
             len(self.data.splits["val"]), seed=self.recipe.seed, shuffle=False, rank=place[0], world_size=place[1]
         )
-        return EpochLoader(dataset, sampler, batch=batch, workers=self.recipe.workers, drop_last=False, pin=pin)
+        # Nothing is kept for a backward pass, so that larger batches fit.
+        return EpochLoader(dataset, sampler, batch=4 * batch, workers=self.recipe.workers, drop_last=False, pin=pin)
 
     def probe(self, samples: int) -> Tensor:
         """Logits of zeros of the training size."""

@@ -20,7 +20,7 @@ from openmvit.data.detection_layouts import open_detection
 from openmvit.data.detection_samples import DetectionDataset, DetectionTestDataset, collate, read_picture, trainable
 from openmvit.data.detection_table import DetectionData, DetectionTable
 from openmvit.data.detection_transforms import DetectionAugmentation, training_pipeline
-from openmvit.data.sampler import PassSampler, ResumableSampler, steps_of_passes
+from openmvit.data.sampler import PassSampler, ResumableSampler
 from openmvit.device import pick_device
 from openmvit.errors import UserError
 from openmvit.training.detection_scores import DetectionValidation
@@ -28,7 +28,7 @@ from openmvit.training.diagnosis import Guessing
 from openmvit.training.folder import RunFolder, library_versions
 from openmvit.training.loading import Batch, EpochLoader
 from openmvit.training.network import Start, build_detector
-from openmvit.training.presets import Facts
+from openmvit.training.presets import Facts, updates_per_epoch
 from openmvit.training.recipe import Recipe
 from openmvit.validate.detection import finds_scored
 
@@ -94,7 +94,8 @@ class DetectionTask:
         r, place = self.recipe, {"rank": processes.rank(), "world_size": processes.world_size()}
         steps = None
         if r.passes:
-            steps = steps_of_passes(len(self.train), r.passes, batch * processes.world_size(), r.accumulate)
+            total = batch * r.accumulate * processes.world_size()
+            steps = updates_per_epoch(len(self.train), r.passes, total) * r.accumulate
         if r.aspect_groups:
             order: ResumableSampler = AspectGroups(self.train.sizes, batch=batch, seed=r.seed, steps=steps, **place)
         elif steps is not None:

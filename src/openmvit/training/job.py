@@ -96,6 +96,8 @@ class Job:
         self._started, self._earlier = time.monotonic(), self.progress.seconds
         self._lr = 0.0
         self._gradient = math.nan
+        self._undrawn: Validation | None = None
+        self._next_drawing = 0.0
 
     def ask_to_stop(self, number: int = signal.SIGINT, _: object = None) -> None:
         """Signal handler: stop after the running update. A second Ctrl-C ends at once.
@@ -189,6 +191,7 @@ class Job:
         if self._ema is not None:
             self._ema.update(self._engine.network)
         if self.stop.is_set():
+            self._draw(now=True)
             self.save()
             raise Interrupted
         if every and p.update % every == 0 and p.step_in_epoch != self.parts.train.steps:
@@ -221,6 +224,7 @@ class Job:
         p.epoch, p.step_in_epoch, p.loss_sum = p.epoch + 1, 0, 0.0
         self.parts.train.order.set_epoch(p.epoch)
         p.finished = last or (validated and 0 < self.recipe.patience <= p.epoch - p.improved)
+        self._draw(now=p.finished)
         self.save()
         self._meter, self.parts.train.wait = Meter(), 0.0
 
@@ -304,8 +308,16 @@ class Job:
         )
         checkpoint.save(self.folder.weights / "best.safetensors", weights, card)
         self.folder.write_json("model.json", card)
-        if self.recipe.plots:
-            validation.draw(self.folder.path)
+        self._undrawn = validation if self.recipe.plots else None
+
+    def _draw(self, *, now: bool) -> None:
+        """Pictures of the best weights, at most a twentieth of the time; at the end and when the run stops, in any case."""
+        start = time.monotonic()
+        if self._undrawn is None or not (now or start >= self._next_drawing):
+            return
+        self._undrawn.draw(self.folder.path)
+        self._undrawn = None
+        self._next_drawing = time.monotonic() + 20 * (time.monotonic() - start)
 
     def _stop_at_bad_loss(self, losses: list[list[float]]) -> None:
         own = [b for b, loss in zip(self._batches, self._losses, strict=True) if not bool(torch.isfinite(loss))]

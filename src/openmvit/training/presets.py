@@ -48,6 +48,7 @@ class Figures:
         updates: fewest updates of a run.
         passes: passes over up to `MANY` samples, where these are more updates.
         batches: smallest and largest number of samples per update that are chosen.
+        at_once: largest batch of a step; more samples per update are accumulated.
     """
 
     lr: float
@@ -55,36 +56,30 @@ class Figures:
     updates: int
     passes: float
     batches: tuple[int, int]
+    at_once: int
 
 
 FIGURES = {
-    "image": Figures(lr=1.0e-3, batch=16, updates=1500, passes=100, batches=(8, 64)),
-    "video": Figures(lr=7.0e-4, batch=16, updates=1000, passes=60, batches=(8, 16)),
-    "detection": Figures(lr=8.0e-4, batch=4, updates=600, passes=40, batches=(4, 16)),
+    "image": Figures(lr=1.2e-3, batch=16, updates=1500, passes=30, batches=(8, 64), at_once=64),
+    "video": Figures(lr=1.0e-3, batch=8, updates=1000, passes=30, batches=(8, 16), at_once=8),
+    "detection": Figures(lr=8.0e-4, batch=4, updates=800, passes=24, batches=(4, 16), at_once=4),
 }
 WIDTH = 192
 """Channels of the last block of the networks that the figures were measured on."""
 MANY = 1000
-"""Samples from which on a run makes fewer passes: a quarter of the samples, twice the passes."""
+"""Samples above which a run makes fewer passes, by the fourth root: half as many for sixteen times the samples."""
 EPOCHS = 30
-"""Epochs, and with them scores and saved states, of a run that would have more."""
+"""Most epochs, and with them scores and saved states, of a run whose epochs are not given."""
 WARMUP, MOST_WARMUP = 0.05, 5.0
 """Share of the updates in which the learning rate rises, and the most passes that these may be."""
 EMA = 0.02
-"""Horizon of the average of the weights as a share of the updates."""
-AUGMENTATION: tuple[tuple[int, dict[str, Any]], ...] = (
-    (
-        10_000,
-        {"crop_scale": (0.2, 1.0), "auto_augment": "rand-m7-n2-mstd0.5-inc1", "erase": 0.1, "mixup": 0.8, "cutmix": 1.0}
-        | {"mix_prob": 0.5},
-    ),
-    (2_000, {"crop_scale": (0.35, 1.0), "auto_augment": "rand-m5-n2-mstd0.5-inc1", "erase": 0.0, "mixup": 0.0}
-        | {"cutmix": 0.0, "mix_prob": 0.0}),
-    (0, {"crop_scale": (0.6, 1.0), "auto_augment": None, "erase": 0.0, "mixup": 0.0, "cutmix": 0.0, "mix_prob": 0.0}),
-)
-"""Training samples from which on, and what holds there."""
+"""Updates that the average of the weights looks back on, as a share of all."""
 VALIDATION = 7.0
-"""Fewest training samples per validation sample in an epoch: its forward then takes a twentieth of the time."""
+"""Fewest training samples per validation sample in an epoch: the validation's forward is then a twentieth of the work."""
+_FEW = {"crop_scale": (0.5, 1.0), "auto_augment": "rand-m5-n2-mstd0.5-inc1", "erase": 0.0, "mixup": 0.0, "cutmix": 0.0}
+_MANY = {"crop_scale": (0.25, 1.0), "auto_augment": "rand-m7-n2-mstd0.5-inc1", "erase": 0.1, "mixup": 0.8, "cutmix": 1.0}
+AUGMENTATION = ((10_000, _MANY), (0, _FEW))
+"""Training samples from which on, and what holds there. `_FEW` is measured, `_MANY` lies halfway to what is published."""
 
 
 def derive(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
@@ -95,12 +90,13 @@ def derive(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
     """
     if not recipe.derive:
         return recipe, []
-    batch = _batch(recipe, facts)
-    total = batch * recipe.accumulate * facts.processes // recipe.repeats
+    batch, accumulate = _batch(recipe, facts)
+    total = batch * accumulate * facts.processes // recipe.repeats
     epochs, passes = _length(recipe, facts, total)
-    updates = recipe.updates or epochs * max(round(passes * facts.samples / total), 1)
+    updates = recipe.updates or epochs * updates_per_epoch(facts.samples, passes, total)
     values: dict[str, Any] = {
         "batch": batch,
+        "accumulate": accumulate,
         "epochs": epochs,
         "passes": passes,
         "val_every": max(math.ceil(VALIDATION * facts.validation / (passes * facts.samples)), 1),
@@ -118,17 +114,31 @@ def derive(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
     return complete, _lines(complete, chosen, facts, updates)
 
 
-def _batch(recipe: Recipe, facts: Facts) -> int:
-    """Samples per step and process: a power of two near a sixteenth of the data, or what the recipe says.
+def updates_per_epoch(samples: int, passes: float, total: int) -> int:
+    """Updates of `total` samples that come nearest to so many passes, at least one.
 
-    Small data then still make for many updates. A batch is never larger than the data.
+    A single pass is rounded up, so that no sample is left out of it.
     """
-    most = max(facts.samples * recipe.repeats // facts.processes, recipe.repeats)
-    if "batch" not in recipe.derive:
-        return min(int(recipe.batch), most)
-    low, high = FIGURES[facts.task].batches
-    near = 2 ** round(math.log2(max(facts.samples / 16, 1)))
-    return min(max(min(max(near, low), high) // (facts.processes * recipe.accumulate), 1) * recipe.repeats, most)
+    updates = samples * (passes or 1.0) / total
+    return max(math.ceil(updates) if passes <= 1.0 else round(updates), 1)
+
+
+def _batch(recipe: Recipe, facts: Facts) -> tuple[int, int]:
+    """Samples per step and process, and steps per update.
+
+    Where nobody says so, an update has a sixteenth of the data, so that small data still make for many updates. A batch
+    is never larger than the data.
+    """
+    figures, most = FIGURES[facts.task], max(facts.samples * recipe.repeats // facts.processes, recipe.repeats)
+    low, high = figures.batches
+    wanted = min(max(2 ** round(math.log2(max(facts.samples / 16, 1))), low), high)
+    batch = int(recipe.batch)
+    if "batch" in recipe.derive:
+        batch = max(min(wanted // (facts.processes * recipe.accumulate), figures.at_once), 1) * recipe.repeats
+    batch = min(batch, most)
+    if "accumulate" not in recipe.derive:
+        return batch, recipe.accumulate
+    return batch, max(wanted * recipe.repeats // (batch * facts.processes), 1) if "batch" in recipe.derive else 1
 
 
 def _length(recipe: Recipe, facts: Facts, total: int) -> tuple[int, float]:
@@ -139,10 +149,10 @@ def _length(recipe: Recipe, facts: Facts, total: int) -> tuple[int, float]:
     if "epochs" not in recipe.derive:
         return recipe.epochs, 1.0 if "passes" in recipe.derive else recipe.passes
     figures, per_pass = FIGURES[facts.task], facts.samples / total
-    passes = figures.passes * min(1.0, math.sqrt(MANY / facts.samples))
+    passes = figures.passes * min(1.0, (MANY / facts.samples) ** 0.25)
     whole = max(passes, figures.updates * math.sqrt(figures.batch / total) / per_pass)
     per_epoch = max(whole / EPOCHS, VALIDATION * facts.validation / facts.samples, 1.0)
-    per_epoch = float(round(per_epoch)) if "passes" in recipe.derive else recipe.passes or 1.0
+    per_epoch = float(math.ceil(per_epoch)) if "passes" in recipe.derive else recipe.passes or 1.0
     return max(round(whole / per_epoch), 1), per_epoch
 
 

@@ -1,6 +1,6 @@
 """Build the sets of the bench of own data by name.
 
-python -m benchmarks.own_data.sets --root DIR [NAME ...]    builds them in all sizes, one line and one sheet for each
+python -m benchmarks.own_sets.sets --root DIR [NAME ...]    builds them in all sizes, one line and one sheet for each
 
 SOURCES.md lists the packages. The same seed gives the same files; a set that is there is not made again.
 """
@@ -12,8 +12,8 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 
-from benchmarks.own_data import box_sets, clip_sets, emoji_sets, image_sets
-from benchmarks.own_data.folders import DONE, Splits, once, write_folders
+from benchmarks.own_sets import box_sets, clip_sets, emoji_sets, image_sets
+from benchmarks.own_sets.folders import DONE, Splits, once, write_folders
 from PIL import Image
 
 from openmvit.errors import UserError

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from benchmarks.own_data import sources
-from benchmarks.own_data.folders import Draw, Splits, by_family, hold_out
-from benchmarks.own_data.sources import Package, unpacked
+from benchmarks.own_sets import sources
+from benchmarks.own_sets.folders import Draw, Splits, by_family, hold_out
+from benchmarks.own_sets.sources import Package, unpacked
 from PIL import Image, ImageDraw, ImageFont
 
 MOST = 100  # training samples of a class at most

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.own_data.folders import Draw, Splits, by_family, hold_out
-from benchmarks.own_data.sources import VENDORS, unpacked
+from benchmarks.own_sets.folders import Draw, Splits, by_family, hold_out
+from benchmarks.own_sets.sources import VENDORS, unpacked
 from PIL import Image
 
 PRETRAIN_GROUP = 20  # emoji of each subject that `pretrain` takes and the other sets leave alone

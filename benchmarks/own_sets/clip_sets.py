@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.own_data import sources
-from benchmarks.own_data.folders import Draw, Splits
-from benchmarks.own_data.sources import Package, unpacked
+from benchmarks.own_sets import sources
+from benchmarks.own_sets.folders import Draw, Splits
+from benchmarks.own_sets.sources import Package, unpacked
 
 FRAMES = 24
 RATE = 30

@@ -6,10 +6,10 @@ import json
 import random
 from pathlib import Path
 
-from benchmarks.own_data import sources
-from benchmarks.own_data.emoji_sets import Emoji, divided
-from benchmarks.own_data.folders import line_of
-from benchmarks.own_data.sources import VENDORS, unpacked
+from benchmarks.own_sets import sources
+from benchmarks.own_sets.emoji_sets import Emoji, divided
+from benchmarks.own_sets.folders import line_of
+from benchmarks.own_sets.sources import VENDORS, unpacked
 from PIL import Image
 
 CLASSES = ("animals", "flags", "food", "smileys", "symbols", "travel")
