@@ -55,22 +55,20 @@ def all_emoji(root: Path) -> list[Emoji]:
 
 
 def family(emoji: Emoji) -> str:
-    """What near copies share: all clocks, all hearts, all squares are one family; smileys and flags are not."""
-    if emoji.subject in ("flags", "smileys"):
-        return emoji.name
-    return emoji.name.replace("-", "_").rpartition("_")[2].rstrip("0123456789") or emoji.name
+    """What near copies share: all clocks, all hearts, all squares are one family. Faces and flags are not."""
+    last = emoji.name.replace("-", "_").rpartition("_")[2].rstrip("0123456789")
+    return emoji.name if last in ("", "face") else last
 
 
 def divided(root: Path, seed: int) -> tuple[list[Emoji], dict[str, tuple[list[Emoji], list[Emoji]]]]:
     """(emoji to train first weights on, subject -> (training, validation)); no emoji and no family is in two."""
-    rng = random.Random(f"emoji/{seed}")
     emoji = all_emoji(root)
     first: list[Emoji] = []
     rest = {}
     for subject in SUBJECTS.values():
+        rng = random.Random(f"emoji/{seed}/{subject}")
         members = [one for one in emoji if one.subject == subject]
         drawn_by_all = [one for one in members if len(one.pictures) == len(VENDORS)]
-        # Flags that all draw are few.
         left, taken = hold_out(by_family(drawn_by_all, family), PRETRAIN_GROUP, rng)
         first += taken
         gone = {family(one) for one in drawn_by_all} - {family(one) for one in left}

@@ -23,6 +23,8 @@ _IMAGES: dict[str, Callable[[Path, int], Splits[Image.Image]]] = {
     "clipart": image_sets.clipart,
     "mnist": image_sets.mnist,
     "emoji": emoji_sets.emoji,
+    "textures": image_sets.textures,
+    "digits": image_sets.digits,
 }
 _CLIPS = {"rollouts": clip_sets.rollouts, "films": clip_sets.films}
 IMAGE_SETS = tuple(_IMAGES)
