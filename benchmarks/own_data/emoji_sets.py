@@ -13,6 +13,7 @@ from benchmarks.own_data.sources import VENDORS, unpacked
 from PIL import Image
 
 PRETRAIN_GROUP = 20  # emoji of each subject that `pretrain` takes and the other sets leave alone
+FAMILY = 3  # members of a family at most: else one of hearts or clocks could fill a validation split
 SUBJECTS = {
     "Activities": "activities",
     "Animals & Nature": "animals",
@@ -67,7 +68,8 @@ def divided(root: Path, seed: int) -> tuple[list[Emoji], dict[str, tuple[list[Em
     rest = {}
     for subject in SUBJECTS.values():
         rng = random.Random(f"emoji/{seed}/{subject}")
-        members = [one for one in emoji if one.subject == subject]
+        families = by_family([one for one in emoji if one.subject == subject], family)
+        members = [one for group in families.values() for one in group[:FAMILY]]
         drawn_by_all = [one for one in members if len(one.pictures) == len(VENDORS)]
         left, taken = hold_out(by_family(drawn_by_all, family), PRETRAIN_GROUP, rng)
         first += taken
