@@ -52,7 +52,19 @@ def all_emoji(root: Path) -> list[Emoji]:
         paths = [path for path in paths if path.is_file()]
         if len(paths) >= 3:
             found.append(Emoji(entry["short_name"], SUBJECTS[entry["category"]], tuple(paths)))
-    return sorted(found)
+    return unrepeated(sorted(found))
+
+
+def unrepeated(emoji: list[Emoji]) -> list[Emoji]:
+    """Emoji none of whose pictures is that of an earlier one: some islands fly the flag of another country."""
+    seen: set[bytes] = set()
+    kept = []
+    for one in emoji:
+        pictures = {path.read_bytes() for path in one.pictures}
+        if not pictures & seen:
+            kept.append(one)
+        seen |= pictures
+    return kept
 
 
 def family(emoji: Emoji) -> str:

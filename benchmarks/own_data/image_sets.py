@@ -9,12 +9,13 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from benchmarks.own_data import sources
 from benchmarks.own_data.folders import Draw, Splits, by_family, hold_out
 from benchmarks.own_data.sources import Package, unpacked
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 MOST = 100  # training samples of a class at most
 LARGEST_FILE = 300_000  # of a clipart: some have hundreds of millions of pixels
@@ -167,7 +168,7 @@ def digits(root: Path, seed: int) -> Splits[Image.Image]:
     del root  # the package is installed, not fetched
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     border = len(data.target) * 3 // 4
     rng = random.Random(f"digits/{seed}")
     splits: Splits[Image.Image] = Splits({}, {}, ["scikit-learn (pypi)"])
@@ -212,5 +213,4 @@ def _crop(half: Image.Image, key: str, size: int = 48) -> Image.Image:
     side = rng.randint(96, 192)
     left, top = rng.randint(0, half.width - side), rng.randint(0, half.height - side)
     crop = half.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BOX)
-    factor = rng.uniform(0.7, 1.3)
-    return crop.point(lambda level: round(level * factor)).convert("RGB")
+    return ImageEnhance.Brightness(crop).enhance(rng.uniform(0.7, 1.3)).convert("RGB")
