@@ -82,7 +82,7 @@ def _turned(path: Path, rng: random.Random) -> Image.Image:
 
 
 def _seen(shape: Image.Image) -> Box:
-    return shape.getchannel("A").point(lambda alpha: 255 if alpha > 64 else 0).getbbox() or (0, 0, *shape.size)
+    return shape.getchannel("A").point([0] * 65 + [255] * 191).getbbox() or (0, 0, *shape.size)
 
 
 def overlap(one: Box, other: Box) -> float:

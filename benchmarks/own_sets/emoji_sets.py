@@ -13,6 +13,7 @@ from benchmarks.own_sets.sources import VENDORS, unpacked
 from PIL import Image
 
 PRETRAIN_GROUP = 20  # emoji of each subject that `pretrain` takes and the other sets leave alone
+FAMILY = 3  # members of a family at most: else one of hearts or clocks could fill a validation split
 SUBJECTS = {
     "Activities": "activities",
     "Animals & Nature": "animals",
@@ -51,26 +52,37 @@ def all_emoji(root: Path) -> list[Emoji]:
         paths = [path for path in paths if path.is_file()]
         if len(paths) >= 3:
             found.append(Emoji(entry["short_name"], SUBJECTS[entry["category"]], tuple(paths)))
-    return sorted(found)
+    return unrepeated(sorted(found))
+
+
+def unrepeated(emoji: list[Emoji]) -> list[Emoji]:
+    """Emoji none of whose pictures is that of an earlier one: some islands fly the flag of another country."""
+    seen: set[bytes] = set()
+    kept = []
+    for one in emoji:
+        pictures = {path.read_bytes() for path in one.pictures}
+        if not pictures & seen:
+            kept.append(one)
+        seen |= pictures
+    return kept
 
 
 def family(emoji: Emoji) -> str:
-    """What near copies share: all clocks, all hearts, all squares are one family; smileys and flags are not."""
-    if emoji.subject in ("flags", "smileys"):
-        return emoji.name
-    return emoji.name.replace("-", "_").rpartition("_")[2].rstrip("0123456789") or emoji.name
+    """What near copies share: all clocks, all hearts, all squares are one family. Faces and flags are not."""
+    last = emoji.name.replace("-", "_").rpartition("_")[2].rstrip("0123456789")
+    return emoji.name if last in ("", "face") else last
 
 
 def divided(root: Path, seed: int) -> tuple[list[Emoji], dict[str, tuple[list[Emoji], list[Emoji]]]]:
     """(emoji to train first weights on, subject -> (training, validation)); no emoji and no family is in two."""
-    rng = random.Random(f"emoji/{seed}")
     emoji = all_emoji(root)
     first: list[Emoji] = []
     rest = {}
     for subject in SUBJECTS.values():
-        members = [one for one in emoji if one.subject == subject]
+        rng = random.Random(f"emoji/{seed}/{subject}")
+        families = by_family([one for one in emoji if one.subject == subject], family)
+        members = [one for group in families.values() for one in group[:FAMILY]]
         drawn_by_all = [one for one in members if len(one.pictures) == len(VENDORS)]
-        # Flags that all draw are few.
         left, taken = hold_out(by_family(drawn_by_all, family), PRETRAIN_GROUP, rng)
         first += taken
         gone = {family(one) for one in drawn_by_all} - {family(one) for one in left}

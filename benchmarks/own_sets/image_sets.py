@@ -9,12 +9,13 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from benchmarks.own_sets import sources
 from benchmarks.own_sets.folders import Draw, Splits, by_family, hold_out
 from benchmarks.own_sets.sources import Package, unpacked
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 MOST = 100  # training samples of a class at most
 LARGEST_FILE = 300_000  # of a clipart: some have hundreds of millions of pixels
@@ -38,6 +39,24 @@ CLIPART_FOLDERS = (
     *("animals", "computer", "food", "geography", "office"),
     *("people", "recreation", "signs_and_symbols", "tools", "transportation"),
 )
+
+# Wallpapers whose left and right half are alike.
+TEXTURES: dict[str, tuple[Package, str]] = {
+    "beads": (sources.GNOME, "grid-l.webp"),
+    "brook": (sources.PHOTOS, "life_by_*.jpg"),
+    "dandelions": (sources.PHOTOS, "seeding_by_*.jpg"),
+    "drops": (sources.MATE, "RainDrops.jpg"),
+    "dune": (sources.MATE, "Dune.jpg"),
+    "elephants": (sources.MATE, "Elephants.jpg"),
+    "flower": (sources.MATE, "FreshFlower.jpg"),
+    "grass": (sources.MATE, "GreenMeadow.jpg"),
+    "leaf": (sources.MATE, "Blinds.jpg"),
+    "leaves": (sources.PHOTOS, "Dragonfly_by_*.jpg"),
+    "noise": (sources.PHOTOS, "analogpattern_by_*.jpg"),
+    "rings": (sources.GNOME, "truchet-l.webp"),
+    "tiles": (sources.GNOME, "licorice-l.webp"),
+    "wood": (sources.GNOME, "wood-l.webp"),
+}
 
 
 def fonts(root: Path, seed: int) -> Splits[Image.Image]:
@@ -142,3 +161,56 @@ def mnist(root: Path, seed: int) -> Splits[Image.Image]:
 
 def _bordered(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.pad(pixels, 2)).convert("RGB")
+
+
+def digits(root: Path, seed: int) -> Splits[Image.Image]:
+    """Scikit-learn's digits of 8 x 8, enlarged to 32 px. They come writer by writer: the last ones validate."""
+    del root  # the package is installed, not fetched
+    from sklearn.datasets import load_digits
+
+    data: Any = load_digits()
+    border = len(data.target) * 3 // 4
+    rng = random.Random(f"digits/{seed}")
+    splits: Splits[Image.Image] = Splits({}, {}, ["scikit-learn (pypi)"])
+    for digit in range(10):
+        rows = [int(row) for row in np.flatnonzero(data.target == digit)]
+        train, val = [row for row in rows if row < border], [row for row in rows if row >= border]
+        splits.train[str(digit)] = [partial(_enlarged, data.images[row]) for row in rng.sample(train, MOST)]
+        splits.val[str(digit)] = [partial(_enlarged, data.images[row]) for row in rng.sample(val, 30)]
+    return splits
+
+
+def _enlarged(pixels: np.ndarray) -> Image.Image:
+    small = Image.fromarray((pixels * 255 / 16).astype(np.uint8))
+    return small.resize((32, 32), Image.Resampling.BICUBIC).convert("RGB")
+
+
+def textures(root: Path, seed: int) -> Splits[Image.Image]:
+    """Crops of 14 wallpapers in grey, 48 px; the left half of a wallpaper trains, its right half validates."""
+    splits: Splits[Image.Image] = Splits({}, {}, [f"{package}" for package in {p: 0 for p, _ in TEXTURES.values()}])
+    for name, (package, file) in TEXTURES.items():
+        (path,) = unpacked(root, package).rglob(file)
+        halves = halves_of(path)
+        for half, split, count in ((halves[0], "train", MOST), (halves[1], "val", 22)):
+            draws: list[Draw[Image.Image]] = [
+                partial(_crop, half, f"textures/{seed}/{split}/{name}/{i}") for i in range(count)
+            ]
+            getattr(splits, split)[name] = draws
+    return splits
+
+
+def halves_of(path: Path, height: int = 720) -> tuple[Image.Image, Image.Image]:
+    """Left and right half of a picture in grey, of this height."""
+    with Image.open(path) as opened:
+        grey = opened.convert("L").resize((round(opened.width * height / opened.height), height))
+    middle = grey.width // 2
+    return grey.crop((0, 0, middle, height)), grey.crop((middle, 0, grey.width, height))
+
+
+def _crop(half: Image.Image, key: str, size: int = 48) -> Image.Image:
+    """A part of a picture, 96 to 192 px of it, brighter or darker than it is."""
+    rng = random.Random(key)
+    side = rng.randint(96, 192)
+    left, top = rng.randint(0, half.width - side), rng.randint(0, half.height - side)
+    crop = half.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BOX)
+    return ImageEnhance.Brightness(crop).enhance(rng.uniform(0.7, 1.3)).convert("RGB")

@@ -8,6 +8,7 @@ SOURCES.md lists the packages. The same seed gives the same files; a set that is
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,6 +24,8 @@ _IMAGES: dict[str, Callable[[Path, int], Splits[Image.Image]]] = {
     "clipart": image_sets.clipart,
     "mnist": image_sets.mnist,
     "emoji": emoji_sets.emoji,
+    "textures": image_sets.textures,
+    "digits": image_sets.digits,
 }
 _CLIPS = {"rollouts": clip_sets.rollouts, "films": clip_sets.films}
 IMAGE_SETS = tuple(_IMAGES)
@@ -106,11 +109,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     for name in arguments.names or SIZES:
-        for per_class in SIZES.get(name, (0,)):
-            folder = build(name, arguments.root, per_class, arguments.seed)
-            print(f"{name}, {per_class} per class: {(folder / DONE).read_text().strip()}", flush=True)
+        try:
+            folders = {size: build(name, arguments.root, size, arguments.seed) for size in SIZES.get(name, (0,))}
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        for size, folder in folders.items():
+            print(f"{name}, {size}: {(folder / DONE).read_text().strip()}", flush=True)
         (arguments.root / "sheets").mkdir(exist_ok=True)
-        sheet(folder).save(arguments.root / "sheets" / f"{name}.png")
+        sheet(folders[max(folders)]).save(arguments.root / "sheets" / f"{name}.png")
 
 
 if __name__ == "__main__":
