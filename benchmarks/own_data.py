@@ -26,10 +26,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import yaml
-
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
+
+from benchmarks.own_peers import PEERS  # noqa: E402
+
+from openmvit.training.presets import Facts, derive, updates_per_epoch  # noqa: E402
+from openmvit.training.recipe import Recipe  # noqa: E402
+from openmvit.training.recipe_file import load_recipe  # noqa: E402
 
 TABLE = HERE / "own_data.csv"
 SETS = {"image": ("emoji", "textures", "mnist", "clipart"), "clip": ("rollouts", "films"), "box": ("boxes",)}
@@ -71,6 +75,13 @@ COMMON = {
     "clip": {"flip": 0, "mixup": 0, "cutmix": 0, "erase": 0, "dropout": 0, "repeats": 1},
     "box": {"flip": 0},
 }
+TASK = {"image": "image", "clip": "video", "box": "detection"}
+FIXED: dict[str, dict[str, Any]] = {
+    "image": {},
+    "clip": {"short_side": 32, "stored_side": 64},
+    "box": {"accumulate": 1, "sides": (112, 160), "short_side": 128, "long_side": 320},
+}
+"""Sizes for the micro networks; the same in all rows."""
 METRIC = {"image": "top1", "clip": "top1", "box": "AP50"}
 SEEDS = (0, 1)
 
@@ -99,14 +110,6 @@ class Row:
     @property
     def cell(self) -> tuple[str, str, int, int, str]:
         return self.kind, self.set, self.size, self.batch, self.start
-
-
-def digest(kind: str) -> str:
-    """Of everything that the defaults of a job follow."""
-    source = HERE.parent / "src" / "openmvit"
-    name = {"image": "image", "clip": "video", "box": "detection"}[kind]
-    files = (source / "training" / "presets.py", source / "recipes" / name / "small.yaml")
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 def read_rows() -> dict[tuple[Any, ...], Row]:
@@ -161,7 +164,7 @@ class Bench:
 
     def openmvit(self, words: list[Any], options: dict[str, Any]) -> None:
         command = [sys.executable, "-m", "openmvit", *map(str, words)]
-        command += [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+        command += [f"--{key.replace('_', '-')}={words_of(value)}" for key, value in options.items()]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent / "src")}
         done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
@@ -170,46 +173,59 @@ class Bench:
     def train(self, row: Row, options: dict[str, Any]) -> Row:
         """Run `openmvit train` for a row and read its score."""
         name = hashlib.sha256(repr(row.key).encode()).hexdigest()[:12]
-        task = {"image": "image", "clip": "video", "box": "detection"}[row.kind]
-        run = self.cache / "runs" / task / name
+        run = self.cache / "runs" / TASK[row.kind] / name
         subprocess.run(["rm", "-rf", str(run)], check=True)
         fixed = {"data": self.data(row), "model": MODEL[row.kind], "batch": row.batch, "seed": row.seed}
         fixed |= {"weights": self.weights(row.kind) if row.start == "pretrained" else "none"}
         fixed |= {"workers": 0, "plots": "false", "out_dir": self.cache / "runs", "name": name}
         start = time.monotonic()
-        self.openmvit(["train"], {**fixed, **options})
+        self.openmvit(["train"], {**fixed, **FIXED[row.kind], **options})
         seconds = time.monotonic() - start
         with (run / "results.csv").open(newline="") as file:
             scores = [float(line[METRIC[row.kind]]) for line in csv.DictReader(file) if line.get(METRIC[row.kind])]
         updates = len((run / "losses.txt").read_text().splitlines())
         return replace(row, score=round(max(scores), 4), seconds=round(seconds, 1), updates=updates)
 
-    def length(self, row: Row) -> dict[str, Any]:
-        """Epochs, passes and validations of the defaults of a cell, as options; `updates` besides."""
-        from openmvit.training.presets import Facts, derive, updates_per_epoch
-        from openmvit.training.recipe_file import load_recipe
-
-        data, name = self.data(row), {"image": "image", "clip": "video", "box": "detection"}[row.kind]
+    def defaults(self, row: Row) -> tuple[Recipe, int]:
+        """What the defaults of a cell come to, and the number of updates."""
+        data = self.data(row)
         train, val = (count_samples(data, split) for split in ("train", "val"))
-        facts = Facts(name, train, val, width=192, pretrained=row.start == "pretrained")
-        recipe, _ = derive(load_recipe(f"{name}/small", {"batch": row.batch, "accumulate": 1}), facts)
-        kept = {"epochs": recipe.epochs, "passes": recipe.passes, "val_every": recipe.val_every}
-        updates = recipe.epochs * updates_per_epoch(train, recipe.passes, int(recipe.batch))
-        return {**kept, "updates": updates, "batch": int(recipe.batch)}
+        facts = Facts(TASK[row.kind], train, val, width=192, pretrained=row.start == "pretrained")
+        recipe, _ = derive(load_recipe(f"{TASK[row.kind]}/small", {"batch": row.batch, **FIXED[row.kind]}), facts)
+        return recipe, recipe.epochs * updates_per_epoch(train, recipe.passes, int(recipe.batch))
+
+    def stale(self, row: Row) -> bool:
+        """Return True if a row has to be measured: it is missing, or what it stands for has changed."""
+        known = self.rows.get(row.key)
+        if known is None or row.who == "probe":
+            return known is None
+        recipe, updates = self.defaults(row)
+        return known.digest != digest(recipe) if row.who == "default" else known.updates != updates
 
     def run(self, row: Row) -> Row:
         """One row, measured."""
+        recipe, updates = self.defaults(row)
         if row.who == "default":
-            return replace(self.train(row, {}), digest=digest(row.kind))
-        length = self.length(row)
-        updates, batch = length.pop("updates"), length.pop("batch")
+            return replace(self.train(row, {}), digest=digest(recipe))
         if row.who == "hand":
+            length = {key: getattr(recipe, key) for key in ("epochs", "passes", "val_every")}
             return self.train(row, {**COMMON[row.kind], **length, "ema": 0, **SETTINGS[row.kind][row.setting]})
-        from benchmarks.own_peers import PEERS
-
         start = time.monotonic()
+        batch = int(recipe.batch)
         score = PEERS[row.who](self.data(row), self.weights(row.kind), batch=batch, updates=updates, seed=row.seed)
         return replace(row, score=round(score, 4), updates=updates, seconds=round(time.monotonic() - start, 1))
+
+
+def words_of(value: Any) -> str:
+    """An option's value as the command line takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def digest(recipe: Recipe) -> str:
+    """Of all options that are not a plain recipe's, so that a row is stale when its command would do something else."""
+    plain = asdict(Recipe())
+    own = sorted((name, value) for name, value in asdict(recipe).items() if value != plain[name])
+    return hashlib.sha256(repr(own).encode()).hexdigest()[:8]
 
 
 def count_samples(data: Path, split: str) -> int:
@@ -242,13 +258,6 @@ def best_setting(rows: dict[tuple[Any, ...], Row], cell: Row) -> str | None:
     tried = [rows.get(replace(cell, who="hand", setting=name, seed=0).key) for name in SETTINGS[cell.kind]]
     done = [row for row in tried if row is not None]
     return max(done, key=lambda row: row.score).setting if len(done) == len(tried) else None
-
-
-def stale(row: Row | None, updates: int) -> bool:
-    """Return True if a row has to be measured: it is missing, or what it stands for has changed."""
-    if row is None:
-        return True
-    return row.digest != digest(row.kind) if row.who == "default" else bool(updates) and row.updates != updates
 
 
 def work(bench: Bench, todo: list[Row], processes: int) -> None:
@@ -285,7 +294,7 @@ def main() -> None:
         kinds, sets, who = ([w for w in text.split(",") if w] for text in (options.kinds, options.sets, options.who))
         rows = list(wanted(kinds, sets, who))[:: options.every]
         bench.weights("image")
-        todo = [row for row in rows if stale(bench.rows.get(row.key), 0 if row.who == "default" else bench.length(row)["updates"])]
+        todo = [row for row in rows if bench.stale(row)]
         print(f"{len(rows)} rows, {len(rows) - len(todo)} measured, {len(todo)} missing or stale", flush=True)
         work(bench, todo, options.processes)
         second = [
@@ -293,7 +302,7 @@ def main() -> None:
             for cell in {row.cell: replace(row, who="", setting="", seed=0) for row in rows}.values()
             if (setting := best_setting(bench.rows, cell)) is not None and (not who or "hand" in who)
         ]
-        work(bench, [row for row in second if stale(bench.rows.get(row.key), bench.length(row)["updates"])], options.processes)
+        work(bench, [row for row in second if bench.stale(row)], options.processes)
     write_page(read_rows())
 
 

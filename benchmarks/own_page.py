@@ -1,2 +1,5 @@
 """Page of the bench of own data."""
-def write_page(rows): pass
+
+
+def write_page(rows):
+    pass

@@ -30,7 +30,9 @@ def _network(weights: Path, classes: int, seed: int) -> nn.Module:
     import openmvit
 
     torch.manual_seed(seed)
-    model = openmvit.create_model("mvitv2_micro", num_classes=classes, pretrained=str(weights / "weights" / "best.safetensors"))
+    model = openmvit.create_model(
+        "mvitv2_micro", num_classes=classes, pretrained=str(weights / "weights" / "best.safetensors")
+    )
     model.reset_classifier(classes)
     return model
 
@@ -83,7 +85,9 @@ def timm_settings(data: Path, weights: Path, *, batch: int, updates: int, seed: 
 
     train, val, classes = _open(data)
     model = _network(weights, classes, seed)
-    transform = create_transform((3, SIDE, SIDE), is_training=True, hflip=0.5, color_jitter=0.4, interpolation="bicubic")
+    transform = create_transform(
+        (3, SIDE, SIDE), is_training=True, hflip=0.5, color_jitter=0.4, interpolation="bicubic"
+    )
     optimizer = create_optimizer_v2(_Grouped(model), opt="adamw", lr=5e-5, weight_decay=0.01, eps=1e-6, layer_decay=0.8)
     warmup = min(5 * max(len(train) // batch, 1), updates // 10)
     schedule = CosineLRScheduler(
@@ -96,7 +100,9 @@ def timm_settings(data: Path, weights: Path, *, batch: int, updates: int, seed: 
             order += torch.randperm(len(pictures), generator=generator).tolist()
         chosen, order = order[:batch], order[batch:]
         schedule.step_update(update)
-        loss = F.cross_entropy(model(torch.stack([transform(pictures[i]) for i in chosen])), labels[chosen], label_smoothing=0.1)
+        loss = F.cross_entropy(
+            model(torch.stack([transform(pictures[i]) for i in chosen])), labels[chosen], label_smoothing=0.1
+        )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -117,7 +123,10 @@ class _Grouped(nn.Module):
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return {"stem": r"^model\.patch_embed", "blocks": [(r"^model\.blocks\.(\d+)", None), (r"^model\.norm", (99999,))]}
+        return {
+            "stem": r"^model\.patch_embed",
+            "blocks": [(r"^model\.blocks\.(\d+)", None), (r"^model\.norm", (99999,))],
+        }
 
 
 def trainer(data: Path, weights: Path, *, batch: int, updates: int, seed: int) -> float:
@@ -127,7 +136,9 @@ def trainer(data: Path, weights: Path, *, batch: int, updates: int, seed: int) -
     import openmvit.hub as hub
 
     train, val, classes = _open(data)
-    model = hub.wrap(_network(weights, classes, seed), {"model": "mvitv2_micro", "classes": [str(i) for i in range(classes)]})
+    model = hub.wrap(
+        _network(weights, classes, seed), {"model": "mvitv2_micro", "classes": [str(i) for i in range(classes)]}
+    )
     sets = [
         [{"pixel_values": p, "labels": int(y)} for p, y in zip(pixels, labels, strict=True)]
         for pixels, labels in map(_test_pixels, (train, val))

@@ -26,8 +26,8 @@ from openmvit.training.folder import RunFolder, library_versions
 from openmvit.training.inputs import TaskInput
 from openmvit.training.loading import Batch, EpochLoader
 from openmvit.training.network import Start, build
-from openmvit.training.presets import Facts, updates_per_epoch
 from openmvit.training.optim import soft_cross_entropy
+from openmvit.training.presets import Facts, updates_per_epoch
 from openmvit.training.recipe import Recipe
 
 DEFAULT_SCORED = 2000

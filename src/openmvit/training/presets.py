@@ -77,7 +77,13 @@ EMA = 0.02
 VALIDATION = 7.0
 """Fewest training samples per validation sample in an epoch: the validation's forward is then a twentieth of the work."""
 _FEW = {"crop_scale": (0.5, 1.0), "auto_augment": "rand-m5-n2-mstd0.5-inc1", "erase": 0.0, "mixup": 0.0, "cutmix": 0.0}
-_MANY = {"crop_scale": (0.25, 1.0), "auto_augment": "rand-m7-n2-mstd0.5-inc1", "erase": 0.1, "mixup": 0.8, "cutmix": 1.0}
+_MANY = {
+    "crop_scale": (0.25, 1.0),
+    "auto_augment": "rand-m7-n2-mstd0.5-inc1",
+    "erase": 0.1,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+}
 AUGMENTATION = ((10_000, _MANY), (0, _FEW))
 """Training samples from which on, and what holds there. `_FEW` is measured, `_MANY` lies halfway to what is published."""
 
