@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from openmvit.data.counter import mix, sample_generator
-from openmvit.data.sampler import ResumableSampler
+from openmvit.data.sampler import PassSampler, ResumableSampler
 from openmvit.errors import UserError
 
 
@@ -133,3 +133,39 @@ def test_mix_is_fixed_for_good():
     assert mix(0) == 0xE220A8397B1DCDAF  # the published first output of SplitMix64 from state 0
     assert mix(1, 2) != mix(2, 1) != mix(-1)
     assert len({mix(i) for i in range(-1000, 100_000)}) == 101_000
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_passes_follow_each_other_without_a_gap(world, repeats):
+    """Every batch is full, and each pass has every sample once, in whatever epoch it begins and ends."""
+
+    def make(rank):
+        place = {"rank": rank, "world_size": world, "repeats": repeats}
+        return PassSampler(10, steps=3, batch=4, seed=5, **place)
+
+    streams = [[key for batch in train(make(rank), 20) for key in batch] for rank in range(world)]
+    assert {len(stream) for stream in streams} == {20 * 3 * 4}
+    keys = [key for row in zip(*streams, strict=True) for key in row]
+    seen = {}
+    for lap, index, *copy in keys:
+        seen.setdefault(lap, []).append((index, *copy))
+    laps = sorted(seen)
+    assert laps == list(range(len(laps)))
+    for lap in laps[:-1]:
+        assert sorted(seen[lap]) == sorted((i, *c) for i in range(10) for c in ([()] if repeats == 1 else [(0,), (1,)]))
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_passes_resume_in_the_middle_of_an_epoch(workers):
+    def make():
+        return PassSampler(10, steps=4, batch=4, seed=5)
+
+    whole, stopped = train(make(), 3), make()
+    first = train(stopped, 3, workers, stop_after=6)
+    resumed = make()
+    resumed.load_state_dict(stopped.state_dict())
+    assert first + train(resumed, 3, workers) == whole
+    with pytest.raises(UserError, match="started with 4 steps per epoch and there are 5 now"):
+        PassSampler(10, steps=5, batch=4, seed=5).load_state_dict(stopped.state_dict())

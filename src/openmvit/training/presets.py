@@ -105,7 +105,7 @@ def derive(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
         "accumulate": accumulate,
         "epochs": epochs,
         "passes": passes,
-        "val_every": max(math.ceil(VALIDATION * facts.validation / (passes * facts.samples)), 1),
+        "val_every": max(math.ceil(VALIDATION * facts.validation / ((passes or 1.0) * facts.samples)), 1),
         "warmup_epochs": min(WARMUP * epochs, MOST_WARMUP / (passes or 1.0)),
         "warmup_updates": round(WARMUP * recipe.updates),
         "lr": _peak_rate(facts, recipe.lr_batch or total),
