@@ -1,8 +1,7 @@
-"""The first command on own data, measured: `openmvit train --data DIR` against hand-set options, other trainers, a probe.
+"""`openmvit train --data DIR` on real folders, against hand-set options, other trainers and a linear probe.
 
-    python benchmarks/own_data.py --cache DIR                  everything that is missing or stale, then the page
+    python benchmarks/own_data.py --cache DIR                  everything that is missing or stale
     python benchmarks/own_data.py --cache DIR --kinds image --sets emoji,mnist --who default
-    python benchmarks/own_data.py --page                       docs/own-data.md from the rows alone
 
 A cell is a set, its size, a batch and what training starts from. Every run is a row of `own_data.csv`, written as soon
 as it ends, so the bench goes on where it stopped. A row of the defaults carries a digest of the rules and presets they
@@ -37,8 +36,6 @@ from openmvit.training.recipe_file import load_recipe  # noqa: E402
 
 TABLE = HERE / "own_data.csv"
 SETS = {"image": ("emoji", "textures", "mnist", "clipart"), "clip": ("rollouts", "films"), "box": ("boxes",)}
-CHOSEN = ("emoji", "textures", "rollouts")
-"""Sets that the rules were chosen on; the others were only scored."""
 SIZES = {"image": (5, 20, 100), "clip": (20, 60), "box": (40, 200)}
 BATCHES = {"image": (8, 64), "clip": (8,), "box": (4,)}
 MODEL = {"image": "mvitv2_micro", "clip": "mvitv2_micro_8x2", "box": "mask_rcnn_mvitv2_micro"}
@@ -282,28 +279,28 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "openmvit-own-data")
     parser.add_argument("--kinds", default="image,clip,box")
     parser.add_argument("--sets", default="")
+    parser.add_argument("--sizes", default="")
+    parser.add_argument("--batches", default="")
     parser.add_argument("--who", default="", help="default, hand, timm, transformers, probe")
     parser.add_argument("--every", type=int, default=1, help="only every Nth row, to choose rules on")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--page", action="store_true", help="write docs/own-data.md and measure nothing")
     options = parser.parse_args()
-    from benchmarks.own_page import write_page
-
-    if not options.page:
-        bench = Bench(options.cache, read_rows())
-        kinds, sets, who = ([w for w in text.split(",") if w] for text in (options.kinds, options.sets, options.who))
-        rows = list(wanted(kinds, sets, who))[:: options.every]
-        bench.weights("image")
-        todo = [row for row in rows if bench.stale(row)]
-        print(f"{len(rows)} rows, {len(rows) - len(todo)} measured, {len(todo)} missing or stale", flush=True)
-        work(bench, todo, options.processes)
-        second = [
-            replace(cell, who="hand", setting=setting, seed=1)
-            for cell in {row.cell: replace(row, who="", setting="", seed=0) for row in rows}.values()
-            if (setting := best_setting(bench.rows, cell)) is not None and (not who or "hand" in who)
-        ]
-        work(bench, [row for row in second if bench.stale(row)], options.processes)
-    write_page(read_rows())
+    bench = Bench(options.cache, read_rows())
+    kinds, sets, who = ([w for w in text.split(",") if w] for text in (options.kinds, options.sets, options.who))
+    sizes, batches = ([int(w) for w in text.split(",") if w] for text in (options.sizes, options.batches))
+    rows = [row for row in wanted(kinds, sets, who) if not sizes or row.size in sizes]
+    rows = [row for row in rows if not batches or row.batch in batches][:: options.every]
+    bench.weights("image")
+    todo = [row for row in rows if bench.stale(row)]
+    print(f"{len(rows)} rows, {len(rows) - len(todo)} measured, {len(todo)} missing or stale", flush=True)
+    work(bench, todo, options.processes)
+    second = [
+        replace(cell, who="hand", setting=setting, seed=1)
+        for cell in {row.cell: replace(row, who="", setting="", seed=0) for row in rows}.values()
+        if (setting := best_setting(bench.rows, cell)) is not None and (not who or "hand" in who)
+    ]
+    work(bench, [row for row in second if bench.stale(row)], options.processes)
+    print("python docs/refresh.py puts the tables into docs/own-data.md")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Other ways to the same goal, on the same network, starting weights, batch and number of updates.
 
-Each takes a folder with train/ and val/ and our run with the starting weights, and gives the best validation accuracy of
-`EVALUATIONS` during the run. One thread.
+Each takes a folder with train/ and val/ and our run with the starting weights, and gives the best validation accuracy
+of `EVALUATIONS` during the run. One thread.
 """
 
 from __future__ import annotations
