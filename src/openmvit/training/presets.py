@@ -60,13 +60,13 @@ class Figures:
 
 
 FIGURES = {
-    "image": Figures(lr=1.2e-3, batch=16, updates=1500, passes=30, batches=(8, 64), at_once=64),
-    "video": Figures(lr=1.0e-3, batch=8, updates=1000, passes=30, batches=(8, 16), at_once=8),
+    "image": Figures(lr=1.2e-3, batch=16, updates=1500, passes=20, batches=(8, 64), at_once=64),
+    "video": Figures(lr=1.0e-3, batch=8, updates=1000, passes=20, batches=(8, 16), at_once=8),
     "detection": Figures(lr=8.0e-4, batch=4, updates=800, passes=24, batches=(4, 16), at_once=4),
 }
 WIDTH = 192
 """Channels of the last block of the networks that the figures were measured on."""
-MANY = 1000
+MANY = 20_000
 """Samples above which a run makes fewer passes, by the fourth root: half as many for sixteen times the samples."""
 EPOCHS = 30
 """Most epochs, and with them scores and saved states, of a run whose epochs are not given."""
