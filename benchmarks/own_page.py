@@ -117,3 +117,62 @@ def _number(value: float | None, digits: int = 1) -> str:
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(line) + " |" for line in [head, *rows]]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+PUBLISHED = (
+    # network, task, channels of its last block, samples per update, peak rate, updates of the run, where it is printed
+    ("MViTv2-B, 384 px, on ImageNet-1K again", "image", 768, 256, 4e-5, 150_000, "MViTv2, B.2"),
+    ("MViTv2-L, ImageNet-21K to 1K", "image", 1152, 64, 7e-5, None, "MViTv2, B.2; the rate is per 64 pictures"),
+    ("MViTv2-S, ImageNet-1K to Kinetics-400", "video", 768, 512, 4.8e-4, 47_000, "MViTv2, B.4"),
+    ("MViTv2-S, Kinetics-400 from scratch", "video", 768, 512, 1.6e-3, 94_000, "MViTv2, B.4"),
+    ("Swin-B, ImageNet-22K to 1K", "image", 1024, 512, 2e-5, 75_000, "its published configuration"),
+    ("ViT-L, to iNaturalist 2021", "image", 1024, 1536, 5e-5, None, "its card in timm, layer decay 0.8"),
+    ("ViT-B, to beans (1,034 pictures)", "image", 768, 16, 2e-4, 260, "the hub's page on fine-tuning ViT"),
+)
+"""Fine-tuning as printed. Updates are epochs x samples / batch, rounded; None where no number of epochs is printed."""
+
+
+def published(_: str) -> str:
+    """The derived peak rate at the width and batch of what is printed for full-size networks, and the ratio."""
+    from openmvit.training.presets import Facts, derive
+    from openmvit.training.recipe_file import load_recipe
+
+    lines = []
+    for name, task, width, total, rate, updates, source in PUBLISHED:
+        facts = Facts(task, 20_000, 2_000, width=width, pretrained=True)
+        ours, _ = derive(load_recipe(f"{task}/small", {"batch": total}), facts)
+        # A cosine to 0 is half of its peak in the mean.
+        summed = "-" if updates is None else f"{rate * updates / 2:.2g}"
+        cells = [name, str(width), str(total), f"{rate:.1e}", f"{ours.lr:.1e}", f"{ours.lr / rate:.1f}"]
+        lines.append([*cells, summed, source])
+    head = ["network", "channels", "batch", "printed", "derived", "ratio", "printed rates, summed up", "source"]
+    return _markdown(head, lines)
+
+
+def lengths(_: str) -> str:
+    """Updates, epochs and rates that the defaults come to, for data of several sizes on a network of 192 and of 768."""
+    from openmvit.training.presets import Facts, derive, updates_per_epoch
+    from openmvit.training.recipe_file import load_recipe
+
+    lines = []
+    for task in ("image", "video", "detection"):
+        for samples in (20, 200, 2_000, 20_000):
+            both = [
+                derive(load_recipe(f"{task}/small"), Facts(task, samples, max(samples // 10, 2), width, True))[0]
+                for width in (192, 768)
+            ]
+            one = both[0]
+            total = int(one.batch) * one.accumulate
+            updates = one.epochs * updates_per_epoch(samples, one.passes, total)
+            counts = [str(samples), str(total), str(updates), str(one.epochs), f"{one.passes:g}"]
+            lines.append([task, *counts, *(f"{recipe.lr:.1e}" for recipe in both)])
+    head = ["job", "samples", "per update", "updates", "epochs", "passes each", "rate at 192 channels", "at 768"]
+    return _markdown(head, lines)
+
+
+BLOCKS = {"summary": summary, "published": published, "lengths": lengths}
+
+
+def block(what: str) -> str:
+    """What stands behind a marker of docs/own-data.md: a name of BLOCKS, or a kind."""
+    return BLOCKS[what](what) if what in BLOCKS else table(what)

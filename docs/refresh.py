@@ -13,6 +13,7 @@ recipes:NAMES   what the heads of recipes say
 models:PATTERN  released files; `openmvit models PATTERN`
 sources:all     who released how many files
 choices:all     where paper and code differ, and the package has both forms
+own_data:WHAT   the bench of own data; benchmarks/own_data.py
 measured:NAME   the table of benchmarks/NAME.md, and the verdict of a table in small
 
 tests/test_docs.py fails where a page is not what this writes.
@@ -20,6 +21,7 @@ tests/test_docs.py fails where a page is not what this writes.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
@@ -299,6 +301,15 @@ def _markdown(head: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def own_data(what: str) -> str:
+    """Tables of the bench of own data; `benchmarks/own_page.py` makes them from its rows."""
+    spec = importlib.util.spec_from_file_location("own_page", DOCS.parent / "benchmarks" / "own_page.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.block(what)
+
+
 KINDS: dict[str, Callable[[str], str]] = {
     "tables": tables,
     "verdicts": verdicts,
@@ -310,6 +321,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "choices": choices,
     "sources": sources,
     "measured": measured,
+    "own_data": own_data,
 }
 
 

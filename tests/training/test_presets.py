@@ -54,10 +54,11 @@ def test_validation_takes_a_small_part_of_a_run_on_tiny_data() -> None:
 
 
 def test_rate_follows_the_root_of_the_batch_and_the_width() -> None:
-    small, large = derived(batch=8, samples=2000), derived(batch=128, samples=2000)
+    small, large = derived(batch=4, samples=2000), derived(batch=64, samples=2000)
     assert large.lr / small.lr == pytest.approx(4.0, rel=1e-2)
+    assert derived(batch=512, samples=2000).lr == large.lr, "no further than measured"
     facts = Facts("image", 2000, 200, width=768, pretrained=True)
-    wide, _ = derive(load_recipe("image/small", {"batch": 8}), facts)
+    wide, _ = derive(load_recipe("image/small", {"batch": 4}), facts)
     assert wide.lr / small.lr == pytest.approx(0.25, rel=1e-2)
     # Several processes share an update.
     both = derived(batch=8, samples=2000, processes=2)

@@ -165,11 +165,12 @@ def _length(recipe: Recipe, facts: Facts, total: int) -> tuple[int, float]:
 def _peak_rate(facts: Facts, total: int) -> float:
     """Peak learning rate for `total` samples per update.
 
-    AdamW divides a gradient by its own size, so what a larger batch gains is less noise: the square root. Wide layers
-    take smaller steps, as one over their width (Yang et al. 2022, Tensor Programs V).
+    AdamW divides a gradient by its own size, so what a larger batch gains is less noise: the square root, up to the
+    largest batch that was measured. Wide layers take smaller steps, as one over their width (Yang et al. 2022, Tensor
+    Programs V).
     """
     figures = FIGURES[facts.task]
-    rate = figures.lr * math.sqrt(total / figures.batch) * min(WIDTH / facts.width, 1.0)
+    rate = figures.lr * math.sqrt(min(total, figures.batches[1]) / figures.batch) * min(WIDTH / facts.width, 1.0)
     return float(f"{rate:.3g}")
 
 
