@@ -83,8 +83,8 @@ def diagnose(signs: Signs) -> list[str]:
     if guessed and stuck and not found:
         known = f"; the training loss is {signs.train_loss:.2f} (guessing {loss:.2f})" if loss == loss else ""
         found.append(
-            f"Nothing is learnt yet: {signs.metric} is {signs.score:.2f} (guessing {chance:.2f}){known}. Try another --lr "
-            "and weaker augmentation, and check that the labels belong to the samples: openmvit data check"
+            f"Nothing is learnt yet: {signs.metric} is {signs.score:.2f} (guessing {chance:.2f}){known}. Try another "
+            "--lr and weaker augmentation, and check that the labels belong to the samples: openmvit data check"
         )
     if guessed and signs.train_loss < LEARNT * loss:
         found.append(

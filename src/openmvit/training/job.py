@@ -311,7 +311,7 @@ class Job:
         self._undrawn = validation if self.recipe.plots else None
 
     def _draw(self, *, now: bool) -> None:
-        """Pictures of the best weights, at most a twentieth of the time; at the end and when the run stops, in any case."""
+        """Draw pictures of the best weights, in a twentieth of the time at most; at the end and at a stop always."""
         start = time.monotonic()
         if self._undrawn is None or not (now or start >= self._next_drawing):
             return

@@ -75,7 +75,7 @@ WARMUP, MOST_WARMUP = 0.05, 5.0
 EMA = 0.02
 """Updates that the average of the weights looks back on, as a share of all."""
 VALIDATION = 7.0
-"""Fewest training samples per validation sample in an epoch: the validation's forward is then a twentieth of the work."""
+"""Fewest training samples per validation sample in an epoch: its forward then takes a twentieth of the time."""
 _FEW = {"crop_scale": (0.5, 1.0), "auto_augment": "rand-m5-n2-mstd0.5-inc1", "erase": 0.0, "mixup": 0.0, "cutmix": 0.0}
 _MANY = {
     "crop_scale": (0.25, 1.0),
@@ -85,7 +85,7 @@ _MANY = {
     "cutmix": 1.0,
 }
 AUGMENTATION = ((10_000, _MANY), (0, _FEW))
-"""Training samples from which on, and what holds there. `_FEW` is measured, `_MANY` lies halfway to what is published."""
+"""Training samples from which on, and what holds there. `_FEW` is measured, `_MANY` is halfway to what is published."""
 
 
 def derive(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
