@@ -350,7 +350,7 @@ def test_annotated_pictures_without_a_recipe_start_from_the_preset(
     assert main(["train", "--data", str(recipe.data), *start, *words]) == 0
     assert capsys.readouterr().out.startswith("Recipe detection/small, since the data are annotated images")
     used = load_recipe(tmp_path / "detection" / "exp" / "args.yaml")
-    assert (used.decay, used.accumulate, used.weight_decay) == ("not_norms", 4, 0.1)
+    assert (used.decay, used.accumulate, used.weight_decay) == ("not_norms", 1, 0.05)
     first = tmp_path / "detection" / "exp"
     assert main(["train", "--data", str(recipe.data), "--weights", str(first), "--name", "on", *words]) == 0
     own, other = (json.loads((tmp_path / "detection" / n / "model.json").read_text()) for n in ("exp", "on"))

@@ -204,8 +204,8 @@ def test_videos_without_a_recipe_start_from_the_preset(videos: Path, tiny_clip: 
     assert main(["train", *words, "batch=8", "device=cpu", "plots=false", f"out_dir={tmp_path}"]) == 0
     assert capsys.readouterr().out.startswith("Recipe video/small, since the data are videos")
     used, preset = load_recipe(tmp_path / "video" / "exp" / "args.yaml"), load_recipe("video/small")
-    assert (used.auto_augment, used.layer_decay, used.repeats) == (preset.auto_augment, preset.layer_decay, 2)
-    assert (used.epochs, used.batch) == (1, 8)
+    assert (used.auto_augment, used.crop_scale, used.dropout) == (preset.auto_augment, preset.crop_scale, 0.0)
+    assert (used.epochs, used.batch, used.passes, used.derive) == (1, 8, 1.0, ())
 
 
 def test_model_and_data_must_be_of_one_kind(videos: Path) -> None:

@@ -23,6 +23,7 @@ from openmvit.training.ema import Ema
 from openmvit.training.folder import RunFolder
 from openmvit.training.heartbeat import Heartbeat
 from openmvit.training.loading import Batch, EpochLoader
+from openmvit.training.pictures import Pictures
 from openmvit.training.progress import Meter, Reporter, clock, peak_memory
 from openmvit.training.recipe import Recipe
 from openmvit.training.state import Progress
@@ -96,8 +97,7 @@ class Job:
         self._started, self._earlier = time.monotonic(), self.progress.seconds
         self._lr = 0.0
         self._gradient = math.nan
-        self._undrawn: Validation | None = None
-        self._next_drawing = 0.0
+        self._pictures = Pictures(self.folder.path)
 
     def ask_to_stop(self, number: int = signal.SIGINT, _: object = None) -> None:
         """Signal handler: stop after the running update. A second Ctrl-C ends at once.
@@ -191,7 +191,7 @@ class Job:
         if self._ema is not None:
             self._ema.update(self._engine.network)
         if self.stop.is_set():
-            self._draw(now=True)
+            self._pictures.draw(now=True)
             self.save()
             raise Interrupted
         if every and p.update % every == 0 and p.step_in_epoch != self.parts.train.steps:
@@ -224,7 +224,7 @@ class Job:
         p.epoch, p.step_in_epoch, p.loss_sum = p.epoch + 1, 0, 0.0
         self.parts.train.order.set_epoch(p.epoch)
         p.finished = last or (validated and 0 < self.recipe.patience <= p.epoch - p.improved)
-        self._draw(now=p.finished)
+        self._pictures.draw(now=p.finished)
         self.save()
         self._meter, self.parts.train.wait = Meter(), 0.0
 
@@ -308,16 +308,8 @@ class Job:
         )
         checkpoint.save(self.folder.weights / "best.safetensors", weights, card)
         self.folder.write_json("model.json", card)
-        self._undrawn = validation if self.recipe.plots else None
-
-    def _draw(self, *, now: bool) -> None:
-        """Draw pictures of the best weights, in a twentieth of the time at most; at the end and at a stop always."""
-        start = time.monotonic()
-        if self._undrawn is None or not (now or start >= self._next_drawing):
-            return
-        self._undrawn.draw(self.folder.path)
-        self._undrawn = None
-        self._next_drawing = time.monotonic() + 20 * (time.monotonic() - start)
+        if self.recipe.plots:
+            self._pictures.of(validation)
 
     def _stop_at_bad_loss(self, losses: list[list[float]]) -> None:
         own = [b for b, loss in zip(self._batches, self._losses, strict=True) if not bool(torch.isfinite(loss))]

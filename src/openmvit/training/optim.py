@@ -111,7 +111,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 def largest_gradient(model: nn.Module) -> float:
     """Largest absolute gradient of this process's parameters or shards; 0 if there is none."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    shards = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
+    shards: list[Tensor] = [getattr(g, "to_local", lambda g=g: g)() for g in gradients]
     largest = [g.abs().max().float() for g in shards if g.numel()]
     return float(torch.stack(largest).max()) if largest else 0.0
 

@@ -23,6 +23,7 @@ from openmvit.training import memory, presets, state
 from openmvit.training.folder import RunFolder, new_folder
 from openmvit.training.heartbeat import Heartbeat
 from openmvit.training.job import Interrupted, Job, Parts
+from openmvit.training.loading import EpochLoader
 from openmvit.training.opening import open_task
 from openmvit.training.optim import lr_scale
 from openmvit.training.progress import clock
@@ -150,14 +151,7 @@ def _prepare(
     first_line = _say_start(recipe, run, resumed[0]["progress"] if resumed else {}, writes)
     task = open_task(recipe, resumed[0]["about"] if resumed else None)
     frozen = task.freeze()
-    recipe, derived = presets.derive(_choose_batch(recipe, task, device), task.facts())
-    task.use(recipe)
-    pin = device.type == "cuda"
-    loaders = task.train_loader(int(recipe.batch), pin), task.val_loader(int(recipe.batch), pin)
-    if recipe.updates:
-        per_epoch = -(-loaders[0].steps // recipe.accumulate)
-        recipe = dataclasses.replace(recipe, epochs=-(-recipe.updates // per_epoch))
-        task.use(recipe)
+    recipe, derived, loaders = _complete(recipe, task, device)
     if resumed is not None:
         loaders[0].order.load_state_dict(resumed[1]["sampler"])
     else:
@@ -186,6 +180,21 @@ def _prepare(
         resumed=resumed,
     )
     return folder, parts
+
+
+def _complete(
+    recipe: Recipe, task: Task, device: torch.device
+) -> tuple[Recipe, list[str], tuple[EpochLoader, EpochLoader]]:
+    """The recipe with nothing left open, lines about what was derived, and the loaders of training and validation."""
+    recipe, derived = presets.derive(_choose_batch(recipe, task, device), task.facts())
+    task.use(recipe)
+    pin = device.type == "cuda"
+    loaders = task.train_loader(int(recipe.batch), pin), task.val_loader(int(recipe.batch), pin)
+    if recipe.updates:
+        per_epoch = -(-loaders[0].steps // recipe.accumulate)
+        recipe = dataclasses.replace(recipe, epochs=-(-recipe.updates // per_epoch))
+        task.use(recipe)
+    return recipe, derived, loaders
 
 
 def _say_start(recipe: Recipe, run: Path | None, progress: dict[str, Any], writes: bool) -> str:
