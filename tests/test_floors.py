@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(importlib.util.find_spec("openmvit").submodule_search_locations[0])
 
 FLOORS: list[set[str]] = [
-    {"nn", "config"},
+    {"nn", "config", "fonts"},
     {"model", "architectures", "convert", "data", "evaluation"}
     | {"report", "drawing", "device", "processes", "measuring"},
     {"detection", "action", "checkpoint"},

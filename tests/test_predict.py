@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,18 +146,48 @@ def test_the_command_writes_table_json_csv_and_pictures(place, tmp_path, capsys)
     argv += ["--json", out["x.json"], "--csv", out["x.csv"], "--out", out["pictures"]]
     assert main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and "ant" in lines[0] and "unreadable: " in lines[1] and "bee" in lines[2]
+    assert len(lines) == 4 and "ant" in lines[0] and "unreadable: " in lines[1] and "bee" in lines[2]
+    folder = Path(out["pictures"])
+    assert lines[3] == f"3 files, 1 unreadable (listed in {folder / 'unreadable.txt'}), saved to {folder}"
+    assert (folder / "unreadable.txt").read_text().startswith(f"{tmp_path / 'in' / 'b.png'}\t")
     rows = json.loads((tmp_path / "out" / "x.json").read_text())
     assert [row["labels"][:1] for row in rows] == [["ant"], [], ["bee"]] and rows[1]["error"]
     assert len((tmp_path / "out" / "x.csv").read_text().splitlines()) == 1 + 2 + 1 + 2
-    written = sorted((tmp_path / "out" / "pictures").iterdir())
-    assert len(written) == 2
+    written = sorted(folder.rglob("*.png"))
+    assert written == [folder / "a.png", folder / "sub" / "a.png"], "folders are those of the sources"
+    assert [row.get("output", "") for row in rows] == [str(written[0]), "", str(written[1])]
     drawn = np.asarray(Image.open(written[0]).convert("RGB"))
     scale = drawn.shape[1] // 24
     original = np.asarray(Image.open(tmp_path / "in" / "a.png")).repeat(scale, 0).repeat(scale, 1)
     assert scale >= 6 and np.array_equal(drawn[: 24 * scale], original)
     strip = drawn[24 * scale :]
     assert strip.shape[0] >= 14 and strip.min() < 60, "no text under the picture"
+
+
+def test_no_source_and_no_other_answer_is_replaced(place, tmp_path, predictor):
+    for name in ("one/a.png", "one/a.bmp", "two/A.png", "two/a.png"):
+        picture(tmp_path / name, 0)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    found = predictor.predict(tmp_path)
+    written = predictor.draw(found, tmp_path)
+    assert len({str(path).casefold() for path in written}) == 4
+    assert written == predictor.targets(found, tmp_path)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_an_answer_is_drawn_saved_and_told_as_json(place, tmp_path, predictor):
+    import json
+
+    picture(tmp_path / "a.png", 0)
+    (one,) = predictor.predict(tmp_path / "a.png")
+    assert json.loads(one.to_json())["labels"] == list(one.labels)
+    assert one.plot().width >= 160
+    assert Image.open(one.save(tmp_path / "new" / "drawn.jpg")).size == one.plot().size
+    with pytest.raises(openmvit.UserError, match="ends like no picture"):
+        one.save(tmp_path / "drawn.xyz")
+    (memory,) = predictor.predict(Image.open(tmp_path / "a.png"))
+    with pytest.raises(openmvit.UserError, match="given in memory"):
+        memory.plot()
 
 
 def test_class_names_come_from_a_file(tmp_path, capsys):

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import re
+from collections import Counter
 
 import av
 import numpy as np
@@ -205,12 +207,30 @@ def test_the_command_writes_table_json_csv_and_pictures(place, tmp_path, capsys)
     assert main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = json.loads((tmp_path / "x.json").read_text())
-    assert len(lines) == 2 and f"{len(rows[0]['objects'])} objects: " in lines[0]
+    counts = Counter(one["label"] for one in rows[0]["objects"])
+    assert lines[0].endswith(", ".join(f"{count} {name}" for name, count in counts.most_common()))
+    assert lines[2] == f"2 files, saved to {out}"
+    assert [row["output"] for row in rows] == [str(out / "a.png"), str(out / "sub" / "b.png")]
     assert {"label", "score", "box", "mask"} == set(rows[0]["objects"][0]) and rows[0]["height"] == 205
-    assert sorted(path.name for path in out.iterdir()) == ["a.png", "b.png", "detections.json"]
+    assert sorted(path.name for path in out.rglob("*.*")) == ["a.png", "b.png", "detections.json"]
     drawn = np.asarray(Image.open(out / "a.png"))
     before = np.asarray(recorded_picture(0)).repeat(2, 0).repeat(2, 1)
     assert drawn.shape == before.shape and 0.02 < (drawn != before).any(axis=2).mean() < 1
+
+
+def test_every_object_is_listed_on_request_and_the_best_where_there_is_none(place, capsys):
+    argv = ["predict", str(place / "detector.safetensors"), str(place / "in" / "a.png"), "--device", "cpu"]
+    assert main([*argv, "--score", "0.3", "--verbose"]) == 0
+    assert re.search(r"\d+ objects: \w+ 0\.\d\d, ", capsys.readouterr().out)
+    assert main([*argv, "--score", "0.999"]) == 0
+    assert re.search(r"nothing above 0\.999; best 0\.\d\d$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_detection_is_drawn_saved_and_told_as_json(place, tmp_path):
+    (one,) = openmvit.load(place / "detector.safetensors", "cpu").predict(place / "in" / "a.png", score=0.3)
+    assert len(json.loads(one.to_json())["objects"]) == len(one)
+    assert np.array_equal(np.asarray(one.plot()), one.draw(recorded_picture(0)))
+    assert one.save(tmp_path / "x.png") == tmp_path / "x.png" and (tmp_path / "x.png").exists()
 
 
 @pytest.mark.parametrize("option", ["--top", "--timeline", "--seconds"])

@@ -27,7 +27,7 @@ from openmvit.data.clips import ClipSampling
 from openmvit.data.video import open_video
 from openmvit.data.video_transforms import clip_test_transform_from
 from openmvit.predict import Predictor
-from openmvit.predict.answers import Window, stretches
+from openmvit.predict.timeline import Window, stretches
 from openmvit.predict.windows import StoredVideo
 
 RED, GREEN, BLUE = range(3)
@@ -228,7 +228,7 @@ def test_the_command_writes_timeline_and_overlay(place, tmp_path, capsys):
     assert main([*argv, "--device", "cpu", "--top", "2", "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-2] for line in lines[1:4]] == ["ant", "bee", "cat"] and " s  " in lines[1]
-    assert sorted(path.name for path in out.iterdir()) == ["a.mp4", "long.mp4", "long_timeline.csv"]
+    assert sorted(path.name for path in out.rglob("*.*")) == ["a.mp4", "long.mp4", "long_timeline.csv"]
     rows = list(csv.DictReader((out / "long_timeline.csv").open()))
     assert list(rows[0]) == ["start", "end", "label", "probability", "label_2", "probability_2"]
     assert {row["label"] for row in rows} == set(CLASSES) and float(rows[-1]["end"]) == pytest.approx(6, abs=0.02)

@@ -176,7 +176,7 @@ def _draw_clips(predictions: list[Prediction], folder: Path) -> Path:
             frames = video.frames(list(range(0, video.num_frames, 2)))
         rows.append((f"{Path(one.path).parent.name}: {one.labels[0]} {one.probabilities[0]:.2f}", frames))
     folder.mkdir(parents=True, exist_ok=True)
-    report.plot_clips(rows, folder / "clips.png")
+    report.plot_clips(rows, folder / "clips.png", "truth: found, probability")
     return folder / "clips.png"
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from openmvit.fonts import drawable, font
 
 # Far from each other in CIELAB and light enough for a dark ground.
 _COLOURS = (
@@ -104,19 +105,22 @@ def draw_detections(
     frames = [_pixels(box, *picture.size) for box in boxes]
     for i in order:
         _draw_frame(draw, frames[i], colours[i], line)
-    texts = [names[int(label)] for label in labels]
+    texts = [drawable(names[int(label)]) for label in labels]
     for rect, text, i in reversed(_tags(frames, texts, scores, size, picture.size)):
         _draw_tag(draw, rect, text, colours[i], size)
     return np.asarray(picture).copy()
 
 
-def sheet(pictures: Sequence[np.ndarray], columns: int, cell: int = 480, gap: int = 8) -> np.ndarray:
+def sheet(
+    pictures: Sequence[np.ndarray], columns: int, cell: int = 480, gap: int = 8, headings: Sequence[str] = ()
+) -> np.ndarray:
     """Pictures of any sizes side by side on light grey, row after row.
 
     Args:
         pictures: uint8 `[H, W, 3]` each, at least one; the longer side becomes `cell` pixels.
         columns: pictures in a row; fewer pictures make a narrower sheet.
         cell, gap: pixels.
+        headings: of the columns, above the first row.
     Returns:
         uint8 `[H, W, 3]`.
     """
@@ -124,8 +128,15 @@ def sheet(pictures: Sequence[np.ndarray], columns: int, cell: int = 480, gap: in
     rows = [scaled[start : start + columns] for start in range(0, len(scaled), columns)]
     heights = [max(picture.shape[0] for picture in row) for row in rows]
     width = min(columns, len(scaled)) * (cell + gap) + gap
-    paper = np.full((sum(heights) + gap * (len(rows) + 1), width, 3), _PAPER, np.uint8)
-    top = gap
+    head = cell // 12 if headings else 0
+    paper = np.full((head + sum(heights) + gap * (len(rows) + 1), width, 3), _PAPER, np.uint8)
+    if headings:
+        strip = Image.new("RGB", (width, head), (_PAPER,) * 3)
+        for column, text in enumerate(headings[: (width - gap) // (cell + gap)]):
+            place = (gap + column * (cell + gap) + cell // 2, head // 2 + gap // 2)
+            ImageDraw.Draw(strip).text(place, text, fill="black", font=font(text, head // 2), anchor="mm")
+        paper[:head] = np.asarray(strip)
+    top = head + gap
     for row, height in zip(rows, heights, strict=True):
         for column, picture in enumerate(row):
             y = top + (height - picture.shape[0]) // 2
@@ -133,14 +144,6 @@ def sheet(pictures: Sequence[np.ndarray], columns: int, cell: int = 480, gap: in
             paper[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
         top += height + gap
     return paper
-
-
-@lru_cache(maxsize=16)
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """Letters `size` pixels high, of most alphabets; Pillow's own font has Latin ones only."""
-    from matplotlib import get_data_path
-
-    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def _stroke(height: int, width: int) -> tuple[int, int]:
@@ -217,7 +220,7 @@ def _fitting(name: str, end: str, size: int, width: int) -> str:
 def _tag_size(text: str, size: int) -> tuple[int, int]:
     """Width and height of a name with its margin."""
     margin = max(1, size // 5)
-    return math.ceil(font(size).getlength(text)) + 2 * margin, size + 2 * margin
+    return math.ceil(font(text, size).getlength(text)) + 2 * margin, size + 2 * margin
 
 
 def _place(frame: _Rect, tag: tuple[int, int], picture: tuple[int, int], taken: list[_Rect]) -> _Rect:
@@ -250,7 +253,7 @@ def _draw_tag(draw: ImageDraw.ImageDraw, rect: _Rect, text: str, colour: tuple[i
     light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 130
     draw.rectangle((rect.left, rect.top, rect.right - 1, rect.bottom - 1), fill=colour)
     middle = (rect.left + max(1, size // 5), (rect.top + rect.bottom) / 2)
-    draw.text(middle, text, fill="black" if light else "white", font=font(size), anchor="lm")
+    draw.text(middle, text, fill="black" if light else "white", font=font(text, size), anchor="lm")
 
 
 def _scaled(picture: np.ndarray, side: int) -> np.ndarray:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from openmvit.fonts import drawable, families, font
+
 LABELLED_CLASSES = 40
 """Classes up to which the confusion matrix carries their names."""
 
@@ -60,11 +62,13 @@ def plot_confusion(matrix: Tensor, classes: Sequence[str], png_path: Path) -> No
     figure, axes = _canvas(1, (side + 0.8, side))
     axis, counts = axes[0], matrix.double()
     shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
+    classes = [drawable(name) for name in classes]
     image = axis.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest")
     axis.set(xlabel="guessed", ylabel="true", title="confusion (share of the true class)")
     if named:
-        axis.set_xticks(range(len(classes)), classes, rotation=90)
-        axis.set_yticks(range(len(classes)), classes)
+        family = families(classes)
+        axis.set_xticks(range(len(classes)), classes, rotation=90, family=family, parse_math=False)
+        axis.set_yticks(range(len(classes)), classes, family=family, parse_math=False)
     if len(classes) <= 20:
         for i, j in matrix.nonzero().tolist():
             colour = "white" if shares[i, j] > 0.5 else "black"
@@ -73,22 +77,26 @@ def plot_confusion(matrix: Tensor, classes: Sequence[str], png_path: Path) -> No
     figure.savefig(png_path, dpi=110)
 
 
-def plot_clips(rows: Sequence[tuple[str, Tensor]], png_path: Path) -> None:
+def plot_clips(rows: Sequence[tuple[str, Tensor]], png_path: Path, heading: str = "") -> None:
     """Contact sheet: the frames of a clip side by side, a row per clip under its title.
 
     Args:
         rows: title and frames uint8 `[T, H, W, 3]` of every clip.
         png_path: the picture to write.
+        heading: what the titles say, above the first.
     """
     from PIL import Image, ImageDraw
 
     height = max(frames.shape[1] for _, frames in rows)
     width = max(frames.shape[0] * (frames.shape[2] + 2) for _, frames in rows)
-    sheet = Image.new("RGB", (width, len(rows) * (height + 18)), (220, 220, 220))
+    head = 18 if heading else 0
+    sheet = Image.new("RGB", (width, head + len(rows) * (height + 18)), (220, 220, 220))
     draw = ImageDraw.Draw(sheet)
+    draw.text((3, 2), heading, fill="black", font=font(heading, 12))
     for row, (title, frames) in enumerate(rows):
-        top = row * (height + 18)
-        draw.text((3, top + 3), title, fill="black")
+        top = head + row * (height + 18)
+        title = drawable(title)
+        draw.text((3, top + 2), title, fill="black", font=font(title, 12))
         for column, frame in enumerate(frames.numpy()):
             sheet.paste(Image.fromarray(frame), (column * (frames.shape[2] + 2), top + 18))
     sheet.save(png_path)
@@ -104,6 +112,7 @@ def plot_precision(precision: np.ndarray, classes: Sequence[str], png_path: Path
         title: what was scored.
     """
     figure, (single, means) = _canvas(2, (12.5, 5.0))
+    classes = [drawable(name) for name in classes]
     recall, present = np.linspace(0, 1, precision.shape[1]), [k for k in range(len(classes)) if precision[0, 0, k] >= 0]
     named = len(present) <= CURVED_CLASSES
     for place, k in enumerate(sorted(present, key=lambda k: -precision[0, :, k].mean())):
@@ -122,7 +131,8 @@ def plot_precision(precision: np.ndarray, classes: Sequence[str], png_path: Path
         axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
         axis.grid(alpha=0.3)
         if axis.lines:
-            axis.legend(title=heading, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+            letters = {"family": families([text.get_label() for text in axis.lines]), "size": 8}
+            axis.legend(title=heading, prop=letters, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     figure.savefig(png_path, dpi=110)
 
 
@@ -151,7 +161,8 @@ def plot_class_ap(scores: dict[str, np.ndarray], classes: Sequence[str], png_pat
         axis.barh(places, shown, height=thick, label=kind, color=f"C{number}")
         for place, value in zip(places, shown, strict=True):
             axis.text(value + 0.006 * end, place, f"{value:.3f}", va="center", fontsize=max(5, 8 - len(scores)))
-    axis.set_yticks(range(len(order)), [classes[k] for k in order], fontsize=8)
+    names = [drawable(classes[k]) for k in order]
+    axis.set_yticks(range(len(order)), names, fontsize=8, family=families(names), parse_math=False)
     axis.set(title=title, xlabel="AP", xlim=(0, end), ylim=(max(len(order), 1) - 0.4, -0.6))
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)

@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,7 +34,7 @@ from openmvit.cli.options import (
 from openmvit.cli.tables import TablesOptions, tables
 from openmvit.errors import UserError, did_you_mean
 
-_OUTPUTS = ("device", "json", "csv", "out", "classes")
+_OUTPUTS = ("device", "json", "csv", "out", "classes", "verbose")
 _LISTS = (".csv", ".jsonl", ".txt")
 PRESETS = {
     "image": ("image/small", "images"),
@@ -136,17 +136,34 @@ def _predict(given: Arguments) -> int:
         # The standard output holds nothing but JSON where that is wanted.
         looks["on_window"] = partial(_say_window, sys.stderr if options["json"] == STDOUT else sys.stdout)
     found = predictor.predict(given.positional["sources"], **looks)
-    _report(predictor.text(found), [one.as_dict() for one in found], options["json"])
+    if options["out"]:
+        targets = predictor.targets(found, options["out"])
+        predictor.draw(found, options["out"])
+        found = [replace(one, output=str(path or "")) for one, path in zip(found, targets, strict=True)]
+    _report(predictor.text(found, options["verbose"]), [one.as_dict() for one in found], options["json"])
     if options["csv"]:
         _write(options["csv"], predictor.csv(found))
-    if options["out"]:
-        predictor.draw(found, options["out"])
+    _say_predicted(found, options["out"], sys.stderr if options["json"] == STDOUT else sys.stdout)
     if not any(one.readable for one in found):
         noun = predictor.kind.noun
         one = f"The file cannot be read as {'an' if noun[0] in 'aeiou' else 'a'} {noun}"
         many = f"None of the {len(found)} files can be read as {noun}s"
         raise UserError(one if len(found) == 1 else many, "The output above says why")
     return 0
+
+
+def _say_predicted(found: list[Any], out: str | None, stream: TextIO) -> None:
+    """The last line: how many files, how many of them unreadable and where they are listed, where the copies are."""
+    files = len(dict.fromkeys(one.path for one in found))
+    bad = {one.path: one.error for one in found if not one.readable}
+    words = [f"{files} file{'' if files == 1 else 's'}"]
+    if bad and out:
+        listing = Path(out) / "unreadable.txt"
+        _write(str(listing), "".join(f"{path}\t{error}\n" for path, error in bad.items()))
+        words.append(f"{len(bad)} unreadable (listed in {listing})")
+    elif bad:
+        words.append(f"{len(bad)} unreadable (listed above)")
+    print(", ".join([*words, *([f"saved to {out}"] if out else [])]), file=stream)
 
 
 def _say_window(stream: TextIO, _: str, window: Any) -> None:

@@ -93,6 +93,8 @@ class PredictOptions:
     """File with the class names, one per line; default: those that are known of the network."""
     device: str = "auto"
     """auto, cpu, mps, cuda, cuda:N."""
+    verbose: bool = False
+    """Detectors: list every object with its score, not how many there are of each class."""
     json: str | None = None
     """Print JSON instead of the table; with a name FILE.json, write it there as well as the table here."""
     csv: str | None = None

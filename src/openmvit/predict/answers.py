@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
 
-@dataclass(frozen=True)
-class Window:
-    """What the model says about a part of a long video.
-
-    Args:
-        start, end: seconds from the first frame.
-        labels: class names, likeliest first.
-        probabilities: one per label, 0..1.
-    """
-
-    start: float
-    end: float
-    labels: tuple[str, ...]
-    probabilities: tuple[float, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        times = {"start": self.start, "end": self.end}
-        return times | {"labels": list(self.labels), "probabilities": list(self.probabilities)}
+from openmvit.predict import showing
+from openmvit.predict.timeline import Window, stretches
 
 
 @dataclass(frozen=True)
@@ -43,6 +28,7 @@ class Prediction:
         error: why the file could not be read, or not to its end; else empty.
         timeline: windows of a long video, in order.
         kind: `image` or `video`.
+        output: the copy with the label drawn in; empty if there is none.
     """
 
     path: str
@@ -51,6 +37,7 @@ class Prediction:
     error: str = ""
     timeline: tuple[Window, ...] = ()
     kind: str = "image"
+    output: str = ""
 
     @property
     def readable(self) -> bool:
@@ -68,36 +55,37 @@ class Prediction:
             found["error"] = self.error
         if self.timeline:
             found["timeline"] = [window.as_dict() for window in self.timeline]
+        if self.output:
+            found["output"] = self.output
         return found
 
+    def to_json(self) -> str:
+        """The answer as a JSON object."""
+        return json.dumps(self.as_dict())
 
-@dataclass(frozen=True)
-class Stretch:
-    """Neighbouring windows with the same likeliest label.
+    def plot(self) -> Image.Image:
+        """The picture above its likeliest label; of a video, eight frames over time.
 
-    Args:
-        start, end: seconds; a border lies halfway between the centres of the two windows that it parts.
-        label: what they have in common.
-        probability: mean over the windows.
-    """
+        Raises:
+            UserError: if there is no file to draw, or nothing could be read from it.
+        """
+        showing.check(self.path, self.error if not self.labels else "")
+        return showing.labelled_file(self.path, self.kind, self._title)
 
-    start: float
-    end: float
-    label: str
-    probability: float
+    def save(self, path: str | Path) -> Path:
+        """Write a copy of the file with the label drawn in: a picture, or of a video an .mp4 file.
 
+        Raises:
+            UserError: as for `plot`, or if the place cannot be written.
+        """
+        if self.kind != "video":
+            return showing.save_picture(self.plot(), Path(path))
+        showing.check(self.path, self.error if not self.labels else "")
+        return showing.save_video(self.path, self.timeline, self.labels, self.probabilities, Path(path))
 
-def stretches(timeline: Sequence[Window]) -> list[Stretch]:
-    """A timeline without overlaps: each moment has the label of the window whose centre is nearest."""
-    centres = [(window.start + window.end) / 2 for window in timeline]
-    borders = [(a + b) / 2 for a, b in pairwise(centres)]
-    starts, ends = [0.0, *borders], [*borders, *(window.end for window in timeline[-1:])]
-    found = []
-    for label, run in groupby(range(len(timeline)), key=lambda i: timeline[i].labels[0]):
-        numbers = list(run)
-        mean = sum(timeline[i].probabilities[0] for i in numbers) / len(numbers)
-        found.append(Stretch(starts[numbers[0]], ends[numbers[-1]], label, mean))
-    return found
+    @property
+    def _title(self) -> str:
+        return f"{self.labels[0]}  {self.probabilities[0]:.1%}"
 
 
 def predictions_text(predictions: Sequence[Prediction]) -> str:
@@ -114,27 +102,13 @@ def predictions_text(predictions: Sequence[Prediction]) -> str:
 
 
 def predictions_csv(predictions: Sequence[Prediction]) -> str:
-    """CSV `path,rank,label,probability,error`, one row per label."""
+    """CSV `path,rank,label,probability,error,output`, one row per label."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "rank", "label", "probability", "error"])
+    writer.writerow(["path", "rank", "label", "probability", "error", "output"])
     for one in predictions:
         if not one.labels:
-            writer.writerow([one.path, "", "", "", one.error])
+            writer.writerow([one.path, "", "", "", one.error, one.output])
         for rank, (label, p) in enumerate(zip(one.labels, one.probabilities, strict=True), start=1):
-            writer.writerow([one.path, rank, label, f"{p:.6f}", one.error])
-    return text.getvalue()
-
-
-def timeline_csv(timeline: Sequence[Window]) -> str:
-    """CSV `start,end,label,probability,label_2,probability_2,...`, one row per window, seconds."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    most = max((len(window.labels) for window in timeline), default=1)
-    names = [name for k in range(2, most + 1) for name in (f"label_{k}", f"probability_{k}")]
-    writer.writerow(["start", "end", "label", "probability", *names])
-    for window in timeline:
-        pairs = zip(window.labels, window.probabilities, strict=True)
-        answers = [cell for label, p in pairs for cell in (label, f"{p:.6f}")]
-        writer.writerow([f"{window.start:.3f}", f"{window.end:.3f}", *answers])
+            writer.writerow([one.path, rank, label, f"{p:.6f}", one.error, one.output])
     return text.getvalue()

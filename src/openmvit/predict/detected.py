@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 
 from openmvit.drawing import draw_detections
 from openmvit.evaluation.coco import result_rows
+from openmvit.predict import showing
 
 _SMALL = 320
 """Pictures whose longer side is shorter, in pixels, are drawn enlarged."""
@@ -34,6 +37,9 @@ class Detection:
         rles: masks as COCO's run lengths, `{"size": [h, w], "counts": str}` each.
         error: why the picture, or the rest of the video, could not be read; else empty.
         seconds: of a video, when the frame is shown, from the first one.
+        threshold: scores that were asked for are higher.
+        best: where a picture has none of these, the highest score of all; None if that is not known.
+        output: the copy with the objects drawn in; empty if there is none.
     """
 
     path: str
@@ -45,6 +51,9 @@ class Detection:
     rles: tuple[dict[str, Any], ...]
     error: str = ""
     seconds: float | None = None
+    threshold: float = 0.0
+    best: float | None = None
+    output: str = ""
 
     @staticmethod
     def unreadable(path: str, error: str, seconds: float | None = None) -> Detection:
@@ -73,9 +82,30 @@ class Detection:
         pixels = np.asarray(picture)
         return draw_detections(pixels, self.boxes, self.classes, self.scores, listed, masks, enlarge=enlarge)
 
+    def to_json(self) -> str:
+        """The answer as a JSON object."""
+        return json.dumps(self.as_dict())
+
+    def plot(self) -> Image.Image:
+        """The picture, or the frame of a video, with the objects drawn in.
+
+        Raises:
+            UserError: if there is no file to draw, or it could not be read.
+        """
+        showing.check(self.path, self.error)
+        return Image.fromarray(self.draw(showing.frame_at(self.path, self.seconds)))
+
+    def save(self, path: str | Path) -> Path:
+        """Write `plot()` as a picture.
+
+        Raises:
+            UserError: as for `plot`, or if the place cannot be written.
+        """
+        return showing.save_picture(self.plot(), Path(path))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        found: dict[str, Any] = {"path": self.path}
+        found: dict[str, Any] = {"path": self.path} | ({"output": self.output} if self.output else {})
         if self.seconds is not None:
             found["seconds"] = self.seconds
         if self.error:
@@ -100,12 +130,16 @@ class _Lazy(Sequence[np.ndarray]):
         return np.asarray(runs.decode(self._rles[index])).astype(bool)
 
 
-def detections_text(found: Sequence[Detection]) -> str:
-    """A line per picture, with the objects and their scores, and one per video, with how often each class was seen."""
+def detections_text(found: Sequence[Detection], verbose: bool = False) -> str:
+    """A line per picture and per video, with how often each class was seen.
+
+    Args:
+        verbose: of pictures, every object with its score.
+    """
     width = max(len(one.path) for one in found)
     lines = []
     for path, said in by_source(found):
-        lines.append(f"{path:<{width}}  {_video(said) if said[0].seconds is not None else _picture(said[0])}")
+        lines.append(f"{path:<{width}}  {_video(said) if said[0].seconds is not None else _picture(said[0], verbose)}")
     return "\n".join(lines)
 
 
@@ -127,11 +161,15 @@ def _continues(before: Detection, one: Detection) -> bool:
     return bool(one.error) or one.seconds > before.seconds
 
 
-def _picture(one: Detection) -> str:
+def _picture(one: Detection, verbose: bool) -> str:
     if one.error:
         return f"unreadable: {one.error}"
+    if not len(one):
+        return f"nothing above {one.threshold:g}" + ("" if one.best is None else f"; best {one.best:.2f}")
+    if not verbose:
+        return ", ".join(f"{count} {name}" for name, count in Counter(one.labels).most_common())
     said = ", ".join(f"{name} {score:.2f}" for name, score in zip(one.labels, one.scores.tolist(), strict=True))
-    return _counted(len(one), "object") + (f": {said}" if said else "")
+    return f"{_counted(len(one), 'object')}: {said}"
 
 
 def _video(said: list[Detection]) -> str:
@@ -150,17 +188,19 @@ def _counted(count: int, noun: str) -> str:
 
 
 def detections_csv(found: Sequence[Detection]) -> str:
-    """CSV `path,seconds,rank,label,score,x0,y0,x1,y1,error`, one row per object; one without for what has none."""
+    """CSV `path,seconds,rank,label,score,x0,y0,x1,y1,error,output`: a row per object, and one for what has none."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "seconds", "rank", "label", "score", "x0", "y0", "x1", "y1", "error"])
+    writer.writerow(["path", "seconds", "rank", "label", "score", "x0", "y0", "x1", "y1", "error", "output"])
     for one in found:
         start = [one.path, "" if one.seconds is None else f"{one.seconds:.3f}"]
         if not len(one):
-            writer.writerow([*start, *[""] * 7, one.error])
+            writer.writerow([*start, *[""] * 7, one.error, one.output])
         rows = zip(one.labels, one.scores.tolist(), one.boxes.tolist(), strict=True)
         for rank, (name, score, box) in enumerate(rows, start=1):
-            writer.writerow([*start, rank, name, f"{score:.6f}", *(f"{side:.2f}" for side in box), one.error])
+            writer.writerow(
+                [*start, rank, name, f"{score:.6f}", *(f"{side:.2f}" for side in box), one.error, one.output]
+            )
     return text.getvalue()
 
 

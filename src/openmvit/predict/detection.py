@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from openmvit.device import device_of
 from openmvit.errors import UserError
 from openmvit.exported.detectors import ExportedDetector
 from openmvit.predict.detected import Detection, detections_csv, detections_text
-from openmvit.predict.drawing import draw_objects
+from openmvit.predict.drawing import draw_objects, object_targets
 from openmvit.predict.images import check_picture, open_picture
 from openmvit.predict.overlay import moments
 from openmvit.predict.sources import Look, Source, ahead, expand, names_of
@@ -177,13 +177,17 @@ class DetectionPredictor:
         Look(hop=hop)
         return self._stream(expand(sources, self.kind), search, views, hop)
 
-    def text(self, found: list[Detection]) -> str:
-        """Answers as a table."""
-        return detections_text(found)
+    def text(self, found: list[Detection], verbose: bool = False) -> str:
+        """Answers as a table: counts by class, or with `verbose` every object of a picture."""
+        return detections_text(found, verbose)
 
     def csv(self, found: list[Detection]) -> str:
         """Answers as CSV."""
         return detections_csv(found)
+
+    def targets(self, found: list[Detection], folder: str | Path) -> list[Path | None]:
+        """The file that `draw` writes for each answer; None for what is in memory or cannot be read."""
+        return object_targets(found, Path(folder))
 
     def draw(self, found: list[Detection], folder: str | Path) -> list[Path]:
         """Write copies of the files with the objects drawn in, and detections.json; see `draw_objects`."""
@@ -201,7 +205,7 @@ class DetectionPredictor:
                     if one.error:
                         yield Detection.unreadable(one.name, one.error, one.seconds)
                     else:
-                        yield self._answer(one, next(found))
+                        yield self._answer(one, next(found), search)
 
     def _pictures(self, sources: list[Source], views: Views, hop: float | None) -> Iterator[_Picture]:
         for name, source in zip(names_of(sources, self.kind.noun), sources, strict=True):
@@ -211,7 +215,14 @@ class DetectionPredictor:
                 else:
                     yield _Picture(name, seconds, (picture.height, picture.width), tuple(views(picture)))
 
-    def _answer(self, picture: _Picture, found: Detections) -> Detection:
+    def _best(self, picture: _Picture, search: Search) -> float | None:
+        """Highest score of a picture in which nothing was found; a second look, which videos are spared."""
+        if picture.seconds is not None or search.tta:
+            return None
+        scores = replace(search, score=0.0).find(self.model, [(picture.views, picture.size)])[0].scores
+        return float(scores.max()) if len(scores) else 0.0
+
+    def _answer(self, picture: _Picture, found: Detections, search: Search) -> Detection:
         numbers = found.labels.numpy()
         return Detection(
             picture.name,
@@ -222,4 +233,6 @@ class DetectionPredictor:
             numbers,
             tuple(run_lengths(found)),
             seconds=picture.seconds,
+            threshold=search.score or 0.0,
+            best=None if len(numbers) else self._best(picture, search),
         )

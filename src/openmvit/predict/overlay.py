@@ -9,11 +9,12 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from openmvit.data.video_pyav import PyAVReader
 from openmvit.data.video_reader import VideoDecodeError, VideoReader
-from openmvit.predict.answers import Stretch, Window, stretches
+from openmvit.fonts import drawable, font
+from openmvit.predict.timeline import Stretch, Window, stretches
 
 _TICKS = 90_000
 _QUALITY = {"crf": "20", "preset": "fast"}
@@ -136,10 +137,9 @@ class Panel:
 
 def text_strip(text: str, width: int, size: int) -> Image.Image:
     """A white strip `width` pixels wide and `size + 10` high with black text, which shrinks until it fits."""
-    height, font = size + 10, ImageFont.load_default(size)
-    while size > 8 and font.getlength(text) > width - 8:
+    text, height = drawable(text), size + 10
+    while size > 8 and font(text, size).getlength(text) > width - 8:
         size -= 1
-        font = ImageFont.load_default(size)
     strip = Image.new("RGB", (width, height), "white")
-    ImageDraw.Draw(strip).text((4, 4), text, fill="black", font=font)
+    ImageDraw.Draw(strip).text((4, 4), text, fill="black", font=font(text, size))
     return strip

@@ -17,11 +17,12 @@ from openmvit.device import device_of, pick_device
 from openmvit.errors import UserError
 from openmvit.exported import ExportedClassifier, ExportedNetwork
 from openmvit.model import MViT
-from openmvit.predict.answers import Prediction, Window, predictions_csv, predictions_text
+from openmvit.predict.answers import Prediction, predictions_csv, predictions_text
 from openmvit.predict.clips import ClipKind
-from openmvit.predict.drawing import draw_labels
+from openmvit.predict.drawing import draw_labels, label_targets
 from openmvit.predict.images import ImageKind
 from openmvit.predict.sources import ClassifiedKind, Kind, Look, Source, ahead, expand, names_of
+from openmvit.predict.timeline import Window
 from openmvit.predict.windows import View
 from openmvit.zoo import load_network
 
@@ -52,8 +53,12 @@ class AnyPredictor(Protocol):
         """See `Predictor.predict` and `DetectionPredictor.predict`."""
         ...
 
-    def text(self, found: list[Any]) -> str:
-        """Answers as a table."""
+    def text(self, found: list[Any], verbose: bool = False) -> str:
+        """Answers as a table; `verbose` for all that a detector found."""
+        ...
+
+    def targets(self, found: list[Any], folder: str | Path) -> list[Path | None]:
+        """The file that `draw` writes for each answer, None where there is none."""
         ...
 
     def csv(self, found: list[Any]) -> str:
@@ -151,9 +156,13 @@ class Predictor:
             raise UserError("timeline, hop and seconds are for videos and this network takes images", "Leave them out")
         return list(self._stream(expand(sources, self.kind), look, top, size, on_window))
 
-    def text(self, found: list[Prediction]) -> str:
-        """Answers as a table."""
+    def text(self, found: list[Prediction], verbose: bool = False) -> str:
+        """Answers as a table; it has all that there is, `verbose` or not."""
         return predictions_text(found)
+
+    def targets(self, found: list[Prediction], folder: str | Path) -> list[Path | None]:
+        """The file that `draw` writes for each answer; None for what could not be read, or is live."""
+        return label_targets(found, Path(folder))
 
     def csv(self, found: list[Prediction]) -> str:
         """Answers as CSV."""

@@ -62,7 +62,7 @@ def draw_samples(scorer: CocoScorer, table: DetectionTable, path: Path) -> None:
             continue
         cells += [_annotated(picture, table, index), _found(picture, table, found.get(table.image_id(index)))]
     if cells:
-        Image.fromarray(sheet(cells, 4)).save(path)
+        Image.fromarray(sheet(cells, 4, headings=("truth", "found") * 2)).save(path)
 
 
 def _annotated(picture: np.ndarray, table: DetectionTable, index: int) -> np.ndarray:
