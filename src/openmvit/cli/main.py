@@ -13,11 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from openmvit import __version__
+from openmvit import __version__, screen
+from openmvit.architectures import check_name
 from openmvit.cli import data
 from openmvit.cli.ablation import find_table, train_table
 from openmvit.cli.arguments import STDOUT, Arguments, parse
 from openmvit.cli.export import ExportOptions, export
+from openmvit.cli.names import check_described, check_target
 from openmvit.cli.options import (
     BenchOptions,
     CheckOptions,
@@ -51,7 +53,8 @@ def _demo(given: Arguments) -> int:
 
 
 def _train(given: Arguments) -> int:
-    from openmvit.training.recipe_file import check_fields, read_fields
+    from openmvit.training.early import check_words, resumed_folder
+    from openmvit.training.recipe_file import check_fields, load_recipe, read_fields
 
     flags = dict(given.flags)
     resume, config, recipe_name = flags.get("resume"), flags.pop("config", None), given.positional.get("recipe")
@@ -71,8 +74,12 @@ def _train(given: Arguments) -> int:
     for source in (recipe_name, config):
         values |= read_fields(source) if source is not None else {}
     recipe = check_fields(values | flags)
-    if recipe.resume is None and recipe.data is None:
+    if recipe.resume is not None:
+        load_recipe(resumed_folder(recipe.resume) / "args.yaml")
+    elif recipe.data is None:
         raise UserError("train has no data", "Give --data DIR: a folder of class folders, or a list of files")
+    else:
+        check_words(recipe)
     from openmvit.processes import is_main
     from openmvit.training.inputs import infer_task
     from openmvit.training.run import train
@@ -87,7 +94,8 @@ def _train(given: Arguments) -> int:
         if is_main():
             print(f"Recipe {preset[0]}, since the data are {preset[1]} and no recipe was named")
 
-    train(recipe)
+    with screen.listening(is_main()):
+        train(recipe)
     return 0
 
 
@@ -110,7 +118,8 @@ def _val(given: Arguments) -> int:
 
     options = given.options()
     file = options.pop("json")
-    results = validate(given.positional["target"], **options)
+    with screen.listening(is_main()):
+        results = validate(given.positional["target"], **options)
     if not is_main():
         return 0
     _report(results_text(results), results, file)
@@ -121,7 +130,8 @@ def _predict(given: Arguments) -> int:
     from openmvit.predict import load
 
     options = given.options()
-    predictor = load(given.positional["target"], options["device"], options["classes"])
+    with screen.listening():
+        predictor = load(given.positional["target"], options["device"], options["classes"])
     looks: dict[str, Any] = {key: value for key, value in given.flags.items() if key not in _OUTPUTS}
     for key in looks:
         if key not in predictor.options:
@@ -131,7 +141,8 @@ def _predict(given: Arguments) -> int:
     if "on_window" in predictor.options:
         # The standard output holds nothing but JSON where that is wanted.
         looks["on_window"] = partial(_say_window, sys.stderr if options["json"] == STDOUT else sys.stdout)
-    found = predictor.predict(given.positional["sources"], **looks)
+    with screen.listening():
+        found = predictor.predict(given.positional["sources"], **looks)
     _report(predictor.text(found), [one.as_dict() for one in found], options["json"])
     if options["csv"]:
         _write(options["csv"], predictor.csv(found))
@@ -147,7 +158,7 @@ def _predict(given: Arguments) -> int:
 
 def _say_window(stream: TextIO, _: str, window: Any) -> None:
     """What a camera shows, at once."""
-    print(f"{window.end:8.1f} s  {window.labels[0]} {window.probabilities[0]:.4f}", file=stream, flush=True)
+    screen.say(f"{window.end:8.1f} s  {window.labels[0]} {window.probabilities[0]:.4f}", stream)
 
 
 def _report(text: str, values: Any, file: str | None) -> None:
@@ -161,14 +172,17 @@ def _report(text: str, values: Any, file: str | None) -> None:
 def _convert(given: Arguments) -> int:
     from openmvit.zoo import convert_file
 
-    print(convert_file(given.positional["file"], **given.options()))
+    with screen.listening():
+        done = convert_file(given.positional["file"], **given.options())
+    print(done)
     return 0
 
 
 def _models(given: Arguments) -> int:
     from openmvit.info import models_table, models_text
 
-    rows = models_table(given.positional.get("pattern") or "*")
+    with screen.listening():
+        rows = models_table(given.positional.get("pattern") or "*")
     print(json.dumps(rows, indent=1) if given.options()["json"] else models_text(rows))
     return 0
 
@@ -205,12 +219,14 @@ class Verb:
         run: takes the parsed arguments, returns the exit code.
         options: dataclass of its options.
         positionals: names in order; `?` may be left out, `+` takes one or more.
+        check: finds wrong names before `run` imports torch.
     """
 
     summary: str
     run: Callable[[Arguments], int]
     options: type
     positionals: tuple[str, ...] = ()
+    check: Callable[[Arguments], None] = lambda _: None
 
 
 DATA: dict[str, Verb] = {
@@ -249,17 +265,30 @@ VERBS: dict[str, Verb] = {
     "train": Verb(
         "train on a folder of labelled or annotated images, or of videos", _train, TrainOptions, ("recipe?",)
     ),
-    "val": Verb("score a run, file or model on labelled or annotated images, or videos", _val, ValOptions, ("target",)),
+    "val": Verb(
+        "score a run, file or model on labelled or annotated images, or videos",
+        _val,
+        ValOptions,
+        ("target",),
+        check_target,
+    ),
     "predict": Verb(
         "classify images or videos, or find objects in them: files, folders, patterns, addresses, cameras",
         _predict,
         PredictOptions,
         ("target", "sources+"),
+        check_target,
     ),
-    "export": Verb("write a network as an ONNX file or a program of torch.export", export, ExportOptions, ("target",)),
+    "export": Verb(
+        "write a network as an ONNX file or a program of torch.export",
+        export,
+        ExportOptions,
+        ("target",),
+        check_target,
+    ),
     "convert": Verb("turn weights of another project into our file", _convert, ConvertOptions, ("file",)),
     "models": Verb("list architectures and released weights", _models, JsonOption, ("pattern?",)),
-    "info": Verb("show a network block by block, or what it costs", _info, InfoOptions, ("target",)),
+    "info": Verb("show a network block by block, or what it costs", _info, InfoOptions, ("target",), check_described),
     "data": Verb(
         "check, measure or re-encode data before training: data check|bench|prepare DIR", lambda _: 0, NoOptions
     ),
@@ -282,11 +311,13 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
+        screen.wipe()
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        screen.wipe(echo=True)
         print("interrupted", file=sys.stderr)
         return 130
     except (RuntimeError, MemoryError) as error:
@@ -313,6 +344,8 @@ def _dispatch(argv: list[str]) -> int:
     if name not in VERBS:
         raise UserError(f"openmvit has no verb {name!r}", did_you_mean(name, VERBS))
     if name == "bench":
+        if rest and not rest[0].startswith("-"):
+            check_name(rest[0])
         from openmvit import benchmark
 
         return benchmark.main(rest) or 0
@@ -320,7 +353,10 @@ def _dispatch(argv: list[str]) -> int:
         return _data(rest)
     verb = VERBS[name]
     given = parse(name, verb.summary, verb.options, verb.positionals, rest)
-    return 0 if given is None else verb.run(given)
+    if given is None:
+        return 0
+    verb.check(given)
+    return verb.run(given)
 
 
 def _help() -> str:

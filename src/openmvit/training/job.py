@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from openmvit import checkpoint, processes
 from openmvit.data.badfiles import BadFiles
 from openmvit.errors import UserError
+from openmvit.screen import Figures
 from openmvit.training import optim, state
 from openmvit.training.ema import Ema
 from openmvit.training.folder import RunFolder
 from openmvit.training.heartbeat import Heartbeat
 from openmvit.training.loading import Batch, EpochLoader
-from openmvit.training.progress import Meter, Reporter, clock, peak_memory
+from openmvit.training.progress import Meter, Reporter, clock, epoch_figures, peak_memory, step_figures
 from openmvit.training.recipe import Recipe
 from openmvit.training.state import Progress
 from openmvit.training.tasks import Task, Validation
@@ -91,7 +92,7 @@ class Job:
         self._rng = parts.resumed[1]["rng"] if parts.resumed else None
         self._asked = 0.0
         self._started, self._earlier = time.monotonic(), self.progress.seconds
-        self._lr = 0.0
+        self._lr, self._pace = 0.0, 0.0
 
     def ask_to_stop(self, number: int = signal.SIGINT, _: object = None) -> None:
         """Signal handler: stop after the running update. A second Ctrl-C ends at once.
@@ -116,7 +117,8 @@ class Job:
             state.restore(self.parts.resumed[0], engine.network, engine.optimizer, engine.scaler, self._ema)
             self.parts.resumed = None
         self._train_mode()
-        self._meter = Meter()
+        # The trainer has fetched the first batch by now: its wait belongs to no meter.
+        self._meter, self.parts.train.wait = Meter(), 0.0
 
     def before_step(self) -> None:
         """Called with the batch in hand, before anything random happens in the network."""
@@ -336,24 +338,28 @@ class Job:
         return self._meter.wait_share
 
     def _show(self, losses: list[float]) -> None:
+        self._reporter.step(lambda: self._step_figures(sum(losses) / len(losses)))
+
+    def _step_figures(self, loss: float) -> Figures:
         p, m, steps = self.progress, self._meter, self.parts.train.steps
         left = (self.recipe.epochs - p.epoch) * steps - p.step_in_epoch
         if self.recipe.updates:
             left = (self.recipe.updates - p.update) * self.recipe.accumulate
-        eta = clock(left * m.seconds / max(m.steps, 1)) if m.steps else "-"
-        best = f"  {self.task.metric} {p.best:.4f}" if p.best is not None else ""
-        self._reporter.step(
-            f"epoch {p.epoch + 1}/{self.recipe.epochs}  step {p.step_in_epoch + 1}/{steps}  "
-            f"loss {sum(losses) / len(losses):.4f}{best}  lr {self._lr:.3e}  {m.speed:.1f} samples/s  "
-            f"wait {100 * self._share():.0f} %  memory {peak_memory(self.parts.device):.2f} GB  eta {eta}"
+        self._share()
+        if m.steps:
+            self._pace = m.seconds / m.steps
+        return step_figures(
+            epoch=f"{p.epoch + 1}/{self.recipe.epochs}",
+            step=f"{p.step_in_epoch + 1}/{steps}",
+            loss=loss,
+            score=f"{self.task.metric} {p.best:.4f}" if p.best is not None else "",
+            rate=self._lr,
+            meter=m,
+            memory=peak_memory(self.parts.device),
+            eta=clock(left * self._pace) if self._pace else "-",
         )
 
-    def _summary(self, row: dict[str, float]) -> str:
+    def _summary(self, row: dict[str, float]) -> Figures:
         p = self.progress
-        scores = "".join(f"  {k} {v:.4f}" for k, v in row.items() if k in self.task.shown)
-        best = f"  best {p.best:.4f} (epoch {p.best_epoch})" if p.best is not None else ""
-        return (
-            f"epoch {p.epoch + 1}/{self.recipe.epochs}  loss {row['loss']:.4f}{scores}  lr {row['lr']:.3e}  "
-            f"{row['samples_per_s']:.1f} samples/s  wait {100 * row['wait']:.0f} %  memory {row['memory_gb']:.2f} GB  "
-            f"time {clock(p.seconds)}{best}"
-        )
+        best = (f"{p.best:.4f}", p.best_epoch) if p.best is not None else None
+        return epoch_figures(f"{p.epoch + 1}/{self.recipe.epochs}", row, self.task.shown, self.task.metric, best)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from openmvit import processes
+from openmvit import processes, screen
 from openmvit.data.detection_samples import read_picture
 from openmvit.data.detection_table import DetectionData, DetectionTable
 from openmvit.data.sampler import ResumableSampler
@@ -84,7 +84,9 @@ def validate_detector(
     with processes.together(device_of(model)):
         loader = _loader(TestPictures(table, views), 1 if search.tta else search.batch, means[1])
         scorer = CocoScorer(data.classes, data.category_ids, table.ground_truth(), limit=finds_scored(model.config))
-        bad = search_all(model, loader, search, scorer, table, numbers)
+        batches = screen.counted(loader, len(loader), "searching batches")
+        bad = search_all(model, batches, search, scorer, table, numbers)
+        screen.doing("scoring what was found")
         results = _together(scorer, bad, table, options.get("out"))
     about = {"task": "detection", "noun": "images", "data": str(data.root), "split": split}
     return about | {

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from openmvit import processes
+from openmvit import processes, screen
 from openmvit.data.detection_layouts import open_detection
 from openmvit.data.sampler import ResumableSampler
 from openmvit.data.samples import LabelledData, SampleTable
@@ -69,6 +69,7 @@ def validate(
         return validate_detector(model.to(place), card, annotated, split, (batch or 1, workers), options)
     if not model.config.num_classes:
         raise UserError(f"{target} has no classifier", "Give a network that was trained on classes")
+    screen.doing("reading the data")
     protocol = PROTOCOLS[model.config.ndim](card["preprocessing"], _for_classifier(options))
     labelled = as_held_out(open_data(protocol.open, card, data), target, card, data)
     return _validate_classifier(model.to(place), card, protocol, labelled, split, (batch, workers, place))
@@ -114,7 +115,8 @@ def _score(
     loader = DataLoader(
         dataset, batch_size=batch or protocol.batch, sampler=ViewOrder(own, protocol.views), num_workers=workers
     )
-    return over_processes(evaluate(model, loader, len(classes), place, multilabel, protocol.average(multilabel)))
+    batches = screen.counted(loader, len(loader), "scoring batches")
+    return over_processes(evaluate(model, batches, len(classes), place, multilabel, protocol.average(multilabel)))
 
 
 def _place(device: str) -> torch.device:

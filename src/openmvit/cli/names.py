@@ -1,0 +1,22 @@
+"""Wrong names of networks, found before a verb imports torch."""
+
+from __future__ import annotations
+
+from openmvit.architectures import ARCHITECTURES, DETECTORS, PLAIN
+from openmvit.cli.arguments import Arguments
+
+
+def check_target(given: Arguments) -> None:
+    """Raise a UserError if the words for a network are no path, no address and the name of none."""
+    from openmvit.weights import card_of_target
+
+    card_of_target(given.positional["target"])
+
+
+def check_described(given: Arguments) -> None:
+    """The same for `info`, which describes more than can be loaded."""
+    from openmvit.weights import cards
+
+    name = given.positional["target"].partition(".")[0]
+    if name not in (*ARCHITECTURES, *DETECTORS, *PLAIN) and name not in {card.model for card in cards()}:
+        check_target(given)
