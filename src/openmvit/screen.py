@@ -94,10 +94,13 @@ def show(text: str, stream: TextIO) -> None:
     """Put a line in the place of the one that was shown before. Blanks instead of escapes: notebooks know none."""
     if _Line.stream is not stream:
         wipe()
-    text = text[: columns(stream) - ECHO]
-    stream.write("\r" + text.ljust(min(_Line.length, columns(stream) - ECHO)))
-    stream.flush()
+    room = columns(stream) - ECHO
+    text = text[:room].ljust(min(_Line.length, room))
+    # Before it is written: the handler of a Ctrl-C that comes in between wipes it.
     _Line.stream, _Line.length = stream, len(text)
+    stream.write("\r" + text)
+    stream.flush()
+    _Line.stream, _Line.length = stream, len(text.rstrip())
 
 
 def wipe(echo: bool = False) -> None:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -53,9 +54,19 @@ def test_run_writes_its_folder_and_says_what_comes_next(recipe: Recipe, capsys: 
     assert lines[0] == "New run from random weights"
     assert "1.000e-03 per 16 samples -> 2.000e-03 for 32 samples per update" in out
     assert any(line.startswith("Memory about") for line in lines)
-    assert lines[-1] == f"Next: openmvit predict {folder} IMAGES"
-    assert str(folder / "weights" / "best.safetensors") in lines[-2]
-    assert (folder / "log.txt").read_text().splitlines() == lines
+    next_lines = [line.split() for line in lines[lines.index("Next:") + 1 :]]
+    held_out = (folder / "val.txt").read_text().splitlines()[0]
+    commands = [["openmvit", "val", str(folder)], ["openmvit", "predict", str(folder), held_out]]
+    assert next_lines == [*commands, ["openmvit", "export", str(folder)]]
+    assert f"Pictures in {folder}: confusion.png, results.png" in lines
+    assert re.fullmatch(r"Best top1 [01]\.\d{4} \(epoch [12]\): (.+)", lines[-6])[1] == str(
+        folder / "weights" / "best.safetensors"
+    )
+    # An epoch's line has all its figures in log.txt, and as many as fit into 80 columns on the screen.
+    logged = (folder / "log.txt").read_text().splitlines()
+    assert len(logged) == len(lines) and max(len(line) for line in lines if line.startswith("epoch")) < 80
+    assert [a for a, b in zip(lines, logged, strict=True) if a != b and not a.startswith("epoch ")] == []
+    assert all("lr " in line and "wait " in line for line in logged if line.startswith("epoch "))
 
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert names == {

@@ -7,6 +7,7 @@ from pathlib import Path
 from openmvit.architectures import check_name
 from openmvit.errors import UserError
 from openmvit.training.recipe import Recipe
+from openmvit.training.recipe_file import load_recipe
 from openmvit.weights import card_meant, find_card, is_address
 
 
@@ -23,12 +24,17 @@ def resumed_folder(text: str) -> Path:
 
 
 def check_words(recipe: Recipe) -> None:
-    """Look whether the data of a new run are there, and whether its model and weights have a name that exists.
+    """Look whether the run to resume, or the data, model and weights of a new one are there by their names.
 
     Raises:
-        UserError: if they have not.
+        UserError: if they are not.
     """
-    if recipe.data is not None and not Path(recipe.data).exists():
+    if recipe.resume is not None:
+        load_recipe(resumed_folder(recipe.resume) / "args.yaml")
+        return
+    if recipe.data is None:
+        raise UserError("train has no data", "Give --data DIR: a folder of class folders, or a list of files")
+    if not Path(recipe.data).exists():
         raise UserError(f"{recipe.data} does not exist", "Name a folder of class folders, or a list of files")
     words = recipe.weights
     if recipe.model is None:

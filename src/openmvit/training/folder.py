@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 import torch
 
-from openmvit import __version__, screen
+from openmvit import __version__
 from openmvit.errors import UserError
+from openmvit.screen import say, wrapped
 
 
 class PathTable(Protocol):
@@ -67,12 +68,12 @@ class RunFolder:
             shown: what is printed in its place, where the screen has another form of it.
         """
         if self.writes:
-            screen.say(text if shown is None else shown)
+            say(text if shown is None else shown)
             self.log(text)
 
     def tell(self, sentence: str) -> None:
         """`say` a sentence, which breaks between words on a terminal."""
-        self.say(sentence, screen.wrapped(sentence))
+        self.say(sentence, wrapped(sentence))
 
     def log(self, text: str) -> None:
         """Keep a line in log.txt."""

@@ -92,7 +92,7 @@ class Job:
         self._rng = parts.resumed[1]["rng"] if parts.resumed else None
         self._asked = 0.0
         self._started, self._earlier = time.monotonic(), self.progress.seconds
-        self._lr, self._pace = 0.0, 0.0
+        self._lr, self._pace, self._saving = 0.0, 0.0, False
 
     def ask_to_stop(self, number: int = signal.SIGINT, _: object = None) -> None:
         """Signal handler: stop after the running update. A second Ctrl-C ends at once.
@@ -102,7 +102,9 @@ class Job:
         """
         now = time.monotonic()
         # torchrun passes on the Ctrl-C that the terminal has already sent to every process: that is no second one.
-        if self.stop.is_set() and number == signal.SIGINT and now - self._asked > 1.5:
+        again = self.stop.is_set() and number == signal.SIGINT and now - self._asked > 1.5
+        # A save that is cut off would look like a full disk, and is what the user waits for.
+        if again and not self._saving:
             raise Interrupted
         if not self.stop.is_set():
             self._asked = now
@@ -221,10 +223,12 @@ class Job:
         p, engine = self.progress, self._engine
         p.seconds = self._earlier + time.monotonic() - self._started
         own = {"rng": state.rng_state(self.parts.device), "sampler": self.parts.train.order.state_dict()}
+        self._saving = True
         with self._slow():
             shared = state.capture(engine.network, engine.optimizer, engine.scaler, self._ema, p)
             shared["about"] = self.task.about()
             state.write(self.folder.weights, shared, own)
+        self._saving = False
 
     def _validate(self) -> dict[str, float]:
         """Scores of the weights that the network now holds; keeps them as `best` if they are."""

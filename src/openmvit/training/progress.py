@@ -70,7 +70,7 @@ class Reporter:
 
     def line(self, text: str | Figures) -> None:
         """Show a line that stays."""
-        shown = text if isinstance(text, str) else text.fit(screen.columns(sys.stdout))
+        shown = screen.wrapped(text) if isinstance(text, str) else text.fit(screen.columns(sys.stdout))
         self._folder.say(str(text), shown)
 
 

@@ -144,7 +144,6 @@ def _prepare(
     """Say what starts, open data and network, and make the run folder last, when nothing can be wrong any more."""
     writes, resumed = processes.rank() == 0, state.read(run / "weights") if run is not None else None
     first_line = _say_start(recipe, run, resumed[0]["progress"] if resumed else {}, writes)
-    screen.doing("reading data, building the network")
     task = open_task(recipe, resumed[0]["about"] if resumed else None)
     frozen = task.freeze()
     task.recipe = recipe = _choose_batch(recipe, task, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,7 @@ def validate_detector(
     with processes.together(device_of(model)):
         loader = _loader(TestPictures(table, views), 1 if search.tta else search.batch, means[1])
         scorer = CocoScorer(data.classes, data.category_ids, table.ground_truth(), limit=finds_scored(model.config))
-        batches = screen.counted(loader, len(loader), "searching batches")
-        bad = search_all(model, batches, search, scorer, table, numbers)
-        screen.doing("scoring what was found")
+        bad = search_all(model, loader, search, scorer, table, numbers)
         results = _together(scorer, bad, table, options.get("out"))
     about = {"task": "detection", "noun": "images", "data": str(data.root), "split": split}
     return about | {
@@ -115,7 +113,7 @@ def _loader(pictures: TestPictures, batch: int, workers: int) -> DataLoader[dict
 
 def search_all(
     model: Detector | ExportedDetector,
-    loader: Iterable[Sequence[dict[str, Any]]],
+    loader: Collection[Sequence[dict[str, Any]]],
     search: Search,
     scorer: CocoScorer,
     table: DetectionTable,
@@ -128,7 +126,7 @@ def search_all(
         numbers: int64 `[num_classes]`, the data's class of each of the model's, -1 for none: such finds do not count.
     """
     bad: list[int] = []
-    for batch in loader:
+    for batch in screen.counted(loader, len(loader), "searching batches"):
         good = [one for one in batch if one["views"]]
         bad += [one["index"] for one in batch if not one["views"]]
         found = search.find(model, [(one["views"], one["size"]) for one in good])
@@ -185,6 +183,7 @@ def _together(scorer: CocoScorer, bad: list[int], table: DetectionTable, out: st
         raise UserError(f"None of the {len(table)} images of {table.root} can be used", "See openmvit data check")
     results: dict[str, Any] = {}
     if processes.is_main():
+        screen.doing("scoring what was found")
         result = scorer.result()
         if out:
             write_report(Path(out), result, scorer, table)

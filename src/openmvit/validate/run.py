@@ -69,7 +69,6 @@ def validate(
         return validate_detector(model.to(place), card, annotated, split, (batch or 1, workers), options)
     if not model.config.num_classes:
         raise UserError(f"{target} has no classifier", "Give a network that was trained on classes")
-    screen.doing("reading the data")
     protocol = PROTOCOLS[model.config.ndim](card["preprocessing"], _for_classifier(options))
     labelled = as_held_out(open_data(protocol.open, card, data), target, card, data)
     return _validate_classifier(model.to(place), card, protocol, labelled, split, (batch, workers, place))

@@ -1,7 +1,10 @@
-"""Wrong names of networks, found before a verb imports torch."""
+"""What comes before a verb: wrong names of networks are found, then torch is imported."""
 
 from __future__ import annotations
 
+import os
+
+from openmvit import screen
 from openmvit.architectures import ARCHITECTURES, DETECTORS, PLAIN
 from openmvit.cli.arguments import Arguments
 
@@ -20,3 +23,10 @@ def check_described(given: Arguments) -> None:
     name = given.positional["target"].partition(".")[0]
     if name not in (*ARCHITECTURES, *DETECTORS, *PLAIN) and name not in {card.model for card in cards()}:
         check_target(given)
+
+
+def load_torch() -> None:
+    """The seconds that this takes, under a word that something happens."""
+    with screen.listening(os.environ.get("RANK", "0") == "0"):
+        screen.doing("starting")
+        import torch  # noqa: F401
