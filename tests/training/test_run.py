@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from openmvit import checkpoint, zoo
 from openmvit.errors import UserError
@@ -44,6 +45,18 @@ def recipe(tmp_path: Path, digits: Path, tiny: Path) -> Recipe:
 
 def last_state(folder: Path) -> dict:
     return state.read(folder / "weights")[0]
+
+
+def test_the_wait_for_the_first_batch_counts_for_no_meter(recipe: Recipe, tmp_path: Path) -> None:
+    """It is over before the trainer starts: in a run of one step on large pictures it was many times the step."""
+    for number in range(24):
+        file = tmp_path / "large" / ("train", "val")[number // 20] / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (3000, 3000), (number, 0, 0)).save(file)
+    changes = {"data": str(tmp_path / "large"), "batch": 20, "epochs": 1, "warmup_epochs": 0.0, "plots": False}
+    folder = run.train(dataclasses.replace(recipe, **changes))
+    (row,) = csv.DictReader((folder / "results.csv").open())
+    assert 0 <= float(row["wait"]) < 0.5
 
 
 def test_run_writes_its_folder_and_says_what_comes_next(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:

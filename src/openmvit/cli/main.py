@@ -36,7 +36,7 @@ from openmvit.cli.options import (
 from openmvit.cli.start import check_described, check_target, load_torch
 from openmvit.cli.tables import TablesOptions, tables
 from openmvit.errors import UserError, did_you_mean
-from openmvit.screen import listening, say, wipe
+from openmvit.screen import is_terminal, listening, say, wipe
 
 _OUTPUTS = ("device", "json", "csv", "out", "classes")
 _LISTS = (".csv", ".jsonl", ".txt")
@@ -290,9 +290,11 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        wipe(echo=True)
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        wipe()
+        # Who has said something since, as a training does, has left the line of the ^C already.
+        start = "\n" if is_terminal(sys.stderr) and not stop.args else ""
+        print(f"{start}interrupted", file=sys.stderr)
         return 130
     except (RuntimeError, MemoryError) as error:
         from openmvit.training.memory import explain_memory

@@ -97,7 +97,7 @@ def _train(recipe: Recipe, run: Path | None, device: torch.device) -> Path:
             folder.say(f"Stopped. Continue with: openmvit train --resume {shlex.quote(str(folder.path))}")
         if heartbeat is not None:
             heartbeat.stop()
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt("the run has said so") from None
     except BaseException as error:
         problem = error if isinstance(error, UserError) else _explain(error, recipe, folder)
         if folder is not None:
