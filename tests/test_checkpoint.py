@@ -11,7 +11,7 @@ import openmvit
 from openmvit import MViT, MViTConfig, UserError
 from openmvit.checkpoint import load_weights, read, read_model, save
 from openmvit.export import export
-from openmvit.weights import read_weights
+from openmvit.weights.reading import read_weights
 
 FIELDS = {"input_size": (32, 32), "depths": (1, 1), "embed_dim": 16, "num_classes": 5, "cls_token": True}
 

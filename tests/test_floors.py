@@ -28,6 +28,7 @@ FLOORS: list[set[str]] = [
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms} | {
     "errors": -2,
+    "screen": -2,
     "records": -1,
     "block_config": -1,
 }

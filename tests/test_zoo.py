@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
-from openmvit import UserError, create_model, list_models, weights
+from openmvit import UserError, create_model, list_models
 from openmvit.architectures import ARCHITECTURES, model_config
 from openmvit.convert import from_native
+from openmvit.weights.reading import read_weights
 from openmvit.zoo import load_model
 
 # Counted on the released networks.
@@ -126,7 +127,7 @@ def test_the_size_of_a_bare_file_is_read_from_its_tables(tmp_path, name, changes
         model = create_model(name, num_classes=9, **changes)
     state = {key: torch.zeros(value.shape) for key, value in model.state_dict().items()}
     torch.save({"model_state": state, "cfg": "MVIT: {UNKNOWN_KEY: 1}"}, tmp_path / "bare.pyth")
-    found = weights.read_weights(tmp_path / "bare.pyth")
+    found = read_weights(tmp_path / "bare.pyth")
     assert found.model == name
     assert found.config.input_size == size
     assert found.config.num_classes == 9
@@ -141,7 +142,7 @@ def test_the_first_v1_file_has_no_pools_where_the_stride_is_one(tmp_path):
     assert lacking == [14, 15]
     state = {key: torch.zeros(value.shape) for key, value in model.state_dict().items()}
     torch.save({"model_state": state}, tmp_path / "k400_2021.pyth")
-    found = weights.read_weights(tmp_path / "k400_2021.pyth")
+    found = read_weights(tmp_path / "k400_2021.pyth")
     assert found.model == "mvitv1_base_16x4"
     assert not found.config.pool_kv_at_stride_one
     assert found.state.keys() == state.keys()

@@ -183,6 +183,12 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in (*ARCHITECTURES, *DETECTORS) if fnmatch.fnmatch(name, pattern)]
 
 
+def check_name(name: str) -> None:
+    """Raise a UserError that names the nearest if there is no such model."""
+    if name not in ARCHITECTURES and name not in DETECTORS:
+        raise UserError(f"Unknown model {name!r}", did_you_mean(name, [*ARCHITECTURES, *DETECTORS]))
+
+
 def model_config(
     name: str, *, img_size: int | tuple[int, int] | None = None, num_frames: int | None = None, **changes: Any
 ) -> MViTConfig:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from openmvit import screen
 from openmvit.architectures import ARCHITECTURES, model_config
 from openmvit.data.bench_videos import LoaderSpeed, bench_videos
 from openmvit.data.clips import ClipSampling
@@ -179,6 +180,7 @@ def measure_model(
             network(x).float().square().mean().backward()
         network.zero_grad(set_to_none=True)
 
+    screen.doing("timing the network")
     network.eval()
     infer_rate = batch / _seconds(infer, device)
     network.train()

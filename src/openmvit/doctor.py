@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 _LIBRARIES = (
-    *("openmvit", "torch", "torchvision", "lightning", "torchmetrics", "av", "faster-coco-eval", "safetensors"),
+    *("openmvit", "torch", "torchvision", "lightning", "av", "faster-coco-eval", "safetensors"),
     *("huggingface_hub", "jsonargparse", "rich", "matplotlib", "pillow", "numpy", "pyyaml", "timm", "torchcodec"),
 )
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")

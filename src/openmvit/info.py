@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from openmvit import screen
 from openmvit.architectures import (
     ARCHITECTURES,
     DETECTORS,
@@ -257,7 +258,7 @@ def models_table(pattern: str = "*") -> list[dict[str, Any]]:
     if not names:
         raise UserError(f"No model matches {pattern!r}", "See openmvit models; patterns are written like 'mvitv2_*'")
     rows: list[dict[str, Any]] = []
-    for name in names:
+    for name in screen.counted(names, len(names), "counting models"):
         weights = [asdict(card) | {"how": card.how} for card in cards() if card.model == name]
         rows.append({"name": name, **_outline(name), "weights": weights})
     return rows

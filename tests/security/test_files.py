@@ -21,7 +21,7 @@ OPEN = """
 import json, os, sys, time, warnings
 import torch
 from openmvit.errors import UserError
-from openmvit.weights import read_weights
+from openmvit.weights.reading import read_weights
 from openmvit.zoo import load_model
 
 def peak():

@@ -6,12 +6,14 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from openmvit import checkpoint, zoo
 from openmvit.errors import UserError
@@ -45,6 +47,18 @@ def last_state(folder: Path) -> dict:
     return state.read(folder / "weights")[0]
 
 
+def test_the_wait_for_the_first_batch_counts_for_no_meter(recipe: Recipe, tmp_path: Path) -> None:
+    """It is over before the trainer starts: in a run of one step on large pictures it was many times the step."""
+    for number in range(24):
+        file = tmp_path / "large" / ("train", "val")[number // 20] / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (3000, 3000), (number, 0, 0)).save(file)
+    changes = {"data": str(tmp_path / "large"), "batch": 20, "epochs": 1, "warmup_epochs": 0.0, "plots": False}
+    folder = run.train(dataclasses.replace(recipe, **changes))
+    (row,) = csv.DictReader((folder / "results.csv").open())
+    assert 0 <= float(row["wait"]) < 0.5
+
+
 def test_run_writes_its_folder_and_says_what_comes_next(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run.train(dataclasses.replace(recipe, accumulate=2))
     out = capsys.readouterr().out
@@ -53,9 +67,19 @@ def test_run_writes_its_folder_and_says_what_comes_next(recipe: Recipe, capsys: 
     assert lines[0] == "New run from random weights"
     assert "1.000e-03 per 16 samples -> 2.000e-03 for 32 samples per update" in out
     assert any(line.startswith("Memory about") for line in lines)
-    assert lines[-1] == f"Next: openmvit predict {folder} IMAGES"
-    assert str(folder / "weights" / "best.safetensors") in lines[-2]
-    assert (folder / "log.txt").read_text().splitlines() == lines
+    next_lines = [line.split() for line in lines[lines.index("Next:") + 1 :]]
+    held_out = (folder / "val.txt").read_text().splitlines()[0]
+    commands = [["openmvit", "val", str(folder)], ["openmvit", "predict", str(folder), held_out]]
+    assert next_lines == [*commands, ["openmvit", "export", str(folder)]]
+    assert f"Pictures in {folder}: confusion.png, results.png" in lines
+    assert re.fullmatch(r"Best top1 [01]\.\d{4} \(epoch [12]\): (.+)", lines[-6])[1] == str(
+        folder / "weights" / "best.safetensors"
+    )
+    # An epoch's line has all its figures in log.txt, and as many as fit into 80 columns on the screen.
+    logged = (folder / "log.txt").read_text().splitlines()
+    assert len(logged) == len(lines) and max(len(line) for line in lines if line.startswith("epoch")) < 80
+    assert [a for a, b in zip(lines, logged, strict=True) if a != b and not a.startswith("epoch ")] == []
+    assert all("lr " in line and "wait " in line for line in logged if line.startswith("epoch "))
 
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert names == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from openmvit import screen
 from openmvit.cli.arguments import Arguments
 from openmvit.errors import UserError
 
@@ -21,7 +22,8 @@ def check(given: Arguments) -> int:
     root = given.positional["dir"]
     task = infer_task(Recipe(task=task, data=root))
     checks = {"image": check_images, "video": check_videos, "detection": check_detection}
-    report = checks[task](root, **options)
+    with screen.listening():
+        report = checks[task](root, **options)
     if as_json:
         print(json.dumps(report.as_dict(), indent=1))
     else:
@@ -37,16 +39,17 @@ def bench(given: Arguments) -> int:
     if holds_detection(given.positional["dir"]):
         raise UserError(f"{given.positional['dir']} holds annotated pictures", "data bench measures videos only")
     o = given.options()
-    found = bench_data(
-        given.positional["dir"],
-        o["model"],
-        sampling=(o["frames"], o["stride"]),
-        imgsz=o["imgsz"],
-        clips=o["clips"],
-        workers=o["workers"],
-        reader=o["reader"],
-        compute=(o["device"], o["amp"], o["batch"]),
-    )
+    with screen.listening():
+        found = bench_data(
+            given.positional["dir"],
+            o["model"],
+            sampling=(o["frames"], o["stride"]),
+            imgsz=o["imgsz"],
+            clips=o["clips"],
+            workers=o["workers"],
+            reader=o["reader"],
+            compute=(o["device"], o["amp"], o["batch"]),
+        )
     print("\n".join(found.lines()))
     return 0
 
@@ -59,7 +62,8 @@ def prepare(given: Arguments) -> int:
     out = options.pop("out")
     if out is None:
         raise UserError("data prepare has no place to write", "Give --out DIR")
-    done = prepare_videos(given.positional["dir"], out, **options)
+    with screen.listening():
+        done = prepare_videos(given.positional["dir"], out, **options)
     for path, reason in done.failed:
         print(f"left out: {path}: {reason}")
     if done.renamed:

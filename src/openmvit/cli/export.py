@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from openmvit import screen
 from openmvit.cli.arguments import Arguments
 from openmvit.errors import UserError
 
@@ -41,13 +42,14 @@ def export(given: Arguments) -> int:
     if not options["int8"] and (alone := next((key for key in scoring if key in given.flags), None)):
         raise UserError(f"--{alone} is for the scores of --int8", "Add --int8, or leave it out")
     target = given.positional["target"]
-    plan, path = prepare(target, **options)
-    # Before the long part, and before there is a file: the data may be wrong or missing.
-    before = _scores(target, scoring) if options["int8"] else {}
-    done = write(plan, options["format"], path, options["int8"])
-    print(done)
+    with screen.listening():
+        plan, path = prepare(target, **options)
+        # Before the long part, and before there is a file: the data may be wrong or missing.
+        before = _scores(target, scoring) if options["int8"] else {}
+        done = write(plan, options["format"], path, options["int8"])
+        screen.say(str(done))
+        after = _scores(str(done.path), scoring) if options["int8"] else {}
     if options["int8"]:
-        after = _scores(str(done.path), scoring)
         metric = "top1" if "top1" in before else "mAP"
         print(f"int8 {metric} fp32={before[metric]:.4f} int8={after[metric]:.4f} samples={after['samples']}")
     return 0

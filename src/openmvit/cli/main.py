@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from openmvit import __version__
+from openmvit.architectures import check_name
 from openmvit.cli import data
 from openmvit.cli.ablation import find_table, train_table
 from openmvit.cli.arguments import STDOUT, Arguments, parse
 from openmvit.cli.export import ExportOptions, export
+from openmvit.cli.info import doctor, info, models
 from openmvit.cli.options import (
     BenchOptions,
     CheckOptions,
@@ -31,8 +33,10 @@ from openmvit.cli.options import (
     TrainOptions,
     ValOptions,
 )
+from openmvit.cli.start import check_described, check_target, load_torch
 from openmvit.cli.tables import TablesOptions, tables
 from openmvit.errors import UserError, did_you_mean
+from openmvit.screen import is_terminal, listening, say, wipe
 
 _OUTPUTS = ("device", "json", "csv", "out", "classes", "verbose")
 _LISTS = (".csv", ".jsonl", ".txt")
@@ -55,18 +59,13 @@ def _demo(given: Arguments) -> int:
 
 
 def _train(given: Arguments) -> int:
+    from openmvit.training.early import check_words
     from openmvit.training.recipe_file import check_fields, merge, read_fields
 
     flags = dict(given.flags)
     resume, config, recipe_name = flags.get("resume"), flags.pop("config", None), given.positional.get("recipe")
     if resume is not None:
-        others = [f"--{key.replace('_', '-')}" for key in flags if key != "resume"]
-        others += ["--config"] * (config is not None) + ["the recipe"] * (recipe_name is not None)
-        if others:
-            raise UserError(
-                f"--resume continues a run as it was, and {others[0]} would change it",
-                f"Leave {others[0]} out, or start a new run with --weights {resume}",
-            )
+        _resume_alone(flags, config is not None, recipe_name is not None)
     if recipe_name is not None:
         _no_data_as_recipe(recipe_name, flags)
     if (table := find_table(recipe_name, flags)) is not None:
@@ -75,8 +74,8 @@ def _train(given: Arguments) -> int:
     for source in (recipe_name, config):
         values = merge(values, read_fields(source)) if source is not None else values
     recipe = check_fields(merge(values, flags))
-    if recipe.resume is None and recipe.data is None:
-        raise UserError("train has no data", "Give --data DIR: a folder of class folders, or a list of files")
+    check_words(recipe)
+    load_torch()
     from openmvit.processes import is_main
     from openmvit.training.inputs import infer_task
     from openmvit.training.run import train
@@ -91,8 +90,20 @@ def _train(given: Arguments) -> int:
         if is_main():
             print(f"Recipe {preset[0]}, since the data are {preset[1]} and no recipe was named")
 
-    train(recipe)
+    with listening(is_main()):
+        train(recipe)
     return 0
+
+
+def _resume_alone(flags: dict[str, Any], config: bool, recipe: bool) -> None:
+    """Raise a UserError if --resume does not stand alone."""
+    others = [f"--{key.replace('_', '-')}" for key in flags if key != "resume"]
+    others += ["--config"] * config + ["the recipe"] * recipe
+    if others:
+        raise UserError(
+            f"--resume continues a run as it was, and {others[0]} would change it",
+            f"Leave {others[0]} out, or start a new run with --weights {flags['resume']}",
+        )
 
 
 def _no_data_as_recipe(word: str, flags: dict[str, Any]) -> None:
@@ -114,7 +125,8 @@ def _val(given: Arguments) -> int:
 
     options = given.options()
     file = options.pop("json")
-    results = validate(given.positional["target"], **options)
+    with listening(is_main()):
+        results = validate(given.positional["target"], **options)
     if not is_main():
         return 0
     _report(results_text(results), results, file)
@@ -125,7 +137,8 @@ def _predict(given: Arguments) -> int:
     from openmvit.predict import load
 
     options = given.options()
-    predictor = load(given.positional["target"], options["device"], options["classes"])
+    with listening():
+        predictor = load(given.positional["target"], options["device"], options["classes"])
     looks: dict[str, Any] = {key: value for key, value in given.flags.items() if key not in _OUTPUTS}
     for key in looks:
         if key not in predictor.options:
@@ -135,7 +148,8 @@ def _predict(given: Arguments) -> int:
     if "on_window" in predictor.options:
         # The standard output holds nothing but JSON where that is wanted.
         looks["on_window"] = partial(_say_window, sys.stderr if options["json"] == STDOUT else sys.stdout)
-    found = predictor.predict(given.positional["sources"], **looks)
+    with listening():
+        found = predictor.predict(given.positional["sources"], **looks)
     if options["out"]:
         targets = predictor.targets(found, options["out"])
         predictor.draw(found, options["out"])
@@ -168,7 +182,7 @@ def _say_predicted(found: list[Any], out: str | None, stream: TextIO) -> None:
 
 def _say_window(stream: TextIO, _: str, window: Any) -> None:
     """What a camera shows, at once."""
-    print(f"{window.end:8.1f} s  {window.labels[0]} {window.probabilities[0]:.4f}", file=stream, flush=True)
+    say(f"{window.end:8.1f} s  {window.labels[0]} {window.probabilities[0]:.4f}", stream)
 
 
 def _report(text: str, values: Any, file: str | None) -> None:
@@ -182,38 +196,9 @@ def _report(text: str, values: Any, file: str | None) -> None:
 def _convert(given: Arguments) -> int:
     from openmvit.zoo import convert_file
 
-    print(convert_file(given.positional["file"], **given.options()))
-    return 0
-
-
-def _models(given: Arguments) -> int:
-    from openmvit.info import models_table, models_text
-
-    rows = models_table(given.positional.get("pattern") or "*")
-    print(json.dumps(rows, indent=1) if given.options()["json"] else models_text(rows))
-    return 0
-
-
-def _info(given: Arguments) -> int:
-    from openmvit.info import describe, info_text, operations, operations_text
-
-    options = given.options()
-    if not options["ops"] and (options["imgsz"] is not None or options["frames"] is not None):
-        raise UserError("--imgsz and --frames are for operations, which were not asked for", "Add --ops")
-    found = describe(given.positional["target"])
-    text = partial(info_text, found)
-    if options["ops"]:
-        found["operations"] = operations(found, options["imgsz"], options["frames"])
-        text = partial(operations_text, found, found["operations"])
-    print(json.dumps(found, indent=1) if options["json"] else text())
-    return 0
-
-
-def _doctor(given: Arguments) -> int:
-    from openmvit.doctor import examine, report_text
-
-    found = examine()
-    print(json.dumps(found, indent=1) if given.options()["json"] else report_text(found))
+    with listening():
+        done = convert_file(given.positional["file"], **given.options())
+    print(done)
     return 0
 
 
@@ -226,12 +211,14 @@ class Verb:
         run: takes the parsed arguments, returns the exit code.
         options: dataclass of its options.
         positionals: names in order; `?` may be left out, `+` takes one or more.
+        check: finds wrong names before `run` imports torch.
     """
 
     summary: str
     run: Callable[[Arguments], int]
     options: type
     positionals: tuple[str, ...] = ()
+    check: Callable[[Arguments], None] = lambda _: None
 
 
 DATA: dict[str, Verb] = {
@@ -260,7 +247,10 @@ def _data(rest: list[str]) -> int:
         raise UserError(f"data has no action {rest[0]!r}", did_you_mean(rest[0], DATA))
     action = DATA[rest[0]]
     given = parse(f"data {rest[0]}", action.summary, action.options, action.positionals, rest[1:])
-    return 0 if given is None else action.run(given)
+    if given is None:
+        return 0
+    load_torch()
+    return action.run(given)
 
 
 VERBS: dict[str, Verb] = {
@@ -270,22 +260,35 @@ VERBS: dict[str, Verb] = {
     "train": Verb(
         "train on a folder of labelled or annotated images, or of videos", _train, TrainOptions, ("recipe?",)
     ),
-    "val": Verb("score a run, file or model on labelled or annotated images, or videos", _val, ValOptions, ("target",)),
+    "val": Verb(
+        "score a run, file or model on labelled or annotated images, or videos",
+        _val,
+        ValOptions,
+        ("target",),
+        check_target,
+    ),
     "predict": Verb(
         "classify images or videos, or find objects in them: files, folders, patterns, addresses, cameras",
         _predict,
         PredictOptions,
         ("target", "sources+"),
+        check_target,
     ),
-    "export": Verb("write a network as an ONNX file or a program of torch.export", export, ExportOptions, ("target",)),
+    "export": Verb(
+        "write a network as an ONNX file or a program of torch.export",
+        export,
+        ExportOptions,
+        ("target",),
+        check_target,
+    ),
     "convert": Verb("turn weights of another project into our file", _convert, ConvertOptions, ("file",)),
-    "models": Verb("list architectures and released weights", _models, JsonOption, ("pattern?",)),
-    "info": Verb("show a network block by block, or what it costs", _info, InfoOptions, ("target",)),
+    "models": Verb("list architectures and released weights", models, JsonOption, ("pattern?",)),
+    "info": Verb("show a network block by block, or what it costs", info, InfoOptions, ("target",), check_described),
     "data": Verb(
         "check, measure or re-encode data before training: data check|bench|prepare DIR", lambda _: 0, NoOptions
     ),
     "tables": Verb("compute the paper's operations and parameters again, cell by cell", tables, TablesOptions),
-    "doctor": Verb("show versions, devices, decoders, memory and disk", _doctor, JsonOption),
+    "doctor": Verb("show versions, devices, decoders, memory and disk", doctor, JsonOption),
     "bench": Verb("compare speed with another package", lambda _: 0, NoOptions),
 }
 
@@ -303,12 +306,16 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
+        wipe()
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        wipe()
+        # Who has said something since, as a training does, has left the line of the ^C already.
+        start = "\n" if is_terminal(sys.stderr) and not stop.args else ""
+        print(f"{start}interrupted", file=sys.stderr)
         return 130
     except (RuntimeError, MemoryError) as error:
         from openmvit.training.memory import explain_memory
@@ -334,6 +341,10 @@ def _dispatch(argv: list[str]) -> int:
     if name not in VERBS:
         raise UserError(f"openmvit has no verb {name!r}", did_you_mean(name, VERBS))
     if name == "bench":
+        if rest and not rest[0].startswith("-"):
+            check_name(rest[0])
+        if "--help" not in rest:
+            load_torch()
         from openmvit import benchmark
 
         return benchmark.main(rest) or 0
@@ -341,7 +352,12 @@ def _dispatch(argv: list[str]) -> int:
         return _data(rest)
     verb = VERBS[name]
     given = parse(name, verb.summary, verb.options, verb.positionals, rest)
-    return 0 if given is None else verb.run(given)
+    if given is None:
+        return 0
+    verb.check(given)
+    if verb.run is not _train:  # which has more to look at first
+        load_torch()
+    return verb.run(given)
 
 
 def _help() -> str:

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from openmvit import screen
 from openmvit.cli.arguments import Arguments
 from openmvit.errors import UserError
 
@@ -38,7 +39,8 @@ def tables(given: Arguments) -> int:
         return _measure(options)
     if alone := next((key for key in ("table", "seconds", "device") if key in given.flags), None):
         raise UserError(f"--{alone} is for measured tables", "Add --measure")
-    cells = compare(parse_changes(options["set"] or ""))
+    with screen.listening():
+        cells = compare(parse_changes(options["set"] or ""))
     print(json.dumps(tables_data(cells), indent=1) if options["json"] else tables_text(cells))
     return 1 if summary(cells)["wrong"] else 0
 

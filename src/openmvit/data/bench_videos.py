@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openmvit import screen
 from openmvit.data.clips import ClipSampling
 from openmvit.data.counter import mix, sample_generator
 from openmvit.data.samples import LabelledData, SampleTable
@@ -79,7 +80,7 @@ def bench_videos(
     runs: list[dict[str, float]] = []
     torch.set_num_threads(1)
     try:
-        for number in range(clips + 1):
+        for number in screen.counted(range(clips + 1), clips + 1, "reading clips"):
             index = mix(seed, number) % len(table)
             try:
                 runs.append(

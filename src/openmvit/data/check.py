@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from openmvit import screen
 from openmvit.data.images import ImageReadError, open_images, read_image
 from openmvit.data.samples import LabelledData
 
@@ -181,6 +182,13 @@ def examine_all(
     splits: Mapping[str, Files], examine: Callable[[str], Finding], workers: int
 ) -> Iterator[tuple[str, int, str, Finding]]:
     """Split, index, path and finding of every file, in order."""
+    total = sum(len(table) for table in splits.values())
+    yield from screen.counted(_examine_splits(splits, examine, workers), total, "reading files")
+
+
+def _examine_splits(
+    splits: Mapping[str, Files], examine: Callable[[str], Finding], workers: int
+) -> Iterator[tuple[str, int, str, Finding]]:
     for split, table in splits.items():
         paths = (str(table.path(i)) for i in range(len(table)))
         if workers < 2:

@@ -15,6 +15,7 @@ from pathlib import Path
 import av
 import torch
 
+from openmvit import screen
 from openmvit.data.check import CheckReport, Finding, examine_data
 from openmvit.data.clips import scaled_size
 from openmvit.data.folders import walk_samples
@@ -115,7 +116,8 @@ def prepare_videos(root: str | Path, out: str | Path, *, short_side: int = 256, 
     paths = [path for path, good in walk_samples(root, "", VIDEOS) if good and VIDEOS.accepts(path)]
     if not paths:
         raise UserError(f"no video below {root}", f"Accepted file endings are {' '.join(sorted(VIDEOS.suffixes))}")
-    outcomes = list(_encode_all(paths, partial(_prepare, root, out, short_side), workers))
+    encoded = _encode_all(paths, partial(_prepare, root, out, short_side), workers)
+    outcomes = list(screen.counted(encoded, len(paths), "encoding videos"))
     copied = 0
     for source in sorted(root.rglob("*")):
         if source.suffix.lower() in _LISTS and source.is_file():

@@ -6,6 +6,7 @@ from math import inf, isfinite
 
 import torch
 
+from openmvit import screen
 from openmvit.errors import UserError
 from openmvit.export.formats import Runner
 from openmvit.export.plan import Plan
@@ -25,7 +26,8 @@ def check_agreement(plan: Plan, run: Runner, int8: bool = False) -> float:
     """
     tolerance, try_this = (inf, "Leave out --int8") if int8 else (TOLERANCE, "Try --fixed or --format torch")
     worst = 0.0
-    for probe in plan.probes:
+    screen.doing("comparing the file with the network", long=True)
+    for probe in screen.counted(plan.probes, len(plan.probes), "comparing inputs"):
         sizes = " and ".join(" x ".join(map(str, x.shape)) for x in probe)
         try:
             found = run(probe)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchvision  # noqa: F401  (brings the operators)
 
 _ALL = 2**62
 """More boxes than there are."""
@@ -17,6 +16,8 @@ _INT64 = 7
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """For `custom_translation_table` of `torch.onnx.export`."""
+    import torchvision  # noqa: F401  (brings the operators)
+
     known = torch.ops.torchvision
     return {known.nms.default: _nms, known.roi_align.default: _roi_align, operator.le: _at_most}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from openmvit import screen
 from openmvit.checkpoint import find
 from openmvit.errors import UserError, did_you_mean
 from openmvit.export.agreement import check_agreement
@@ -135,9 +136,13 @@ def write(plan: Plan, form: str, path: Path, int8: bool = False) -> Exported:
         UserError: see `export`.
     """
     with _unfinished(path) as part:
-        (write_program if form == "torch" else write_onnx)(plan, trace(plan), part)
+        screen.doing("tracing the network", long=True)
+        program = trace(plan)
+        screen.doing(f"writing {path}", long=True)
+        (write_program if form == "torch" else write_onnx)(plan, program, part)
         worst, lost = check_agreement(plan, open_file(part, form)), None
         if int8:
+            screen.doing("writing it again in 8 bits", long=True)
             small = part.with_suffix(".int8")  # of the same length, as a name may be as long as can be
             quantise(part, small, plan.card | {"export": plan.card["export"] | {"precision": "int8"}})
             lost, part = check_agreement(plan, open_file(small, form), int8=True), small

@@ -122,7 +122,7 @@ def run_stages(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool = True
             x = x.float()  # rounding of half-precision streams would add up on the way back
         keeps = [block.draw(x) for block in run]
         if recompute and torch.is_grad_enabled() and not is_exporting():
-            x = _recomputed(run, keeps, x)  # pyright: ignore[reportCallIssue]
+            x = _recomputed(run, keeps, x)
         else:
             x = torch.cat(_forward(run, keeps, x), dim=-1)
         outputs.append(x)
@@ -136,8 +136,14 @@ def _forward(run: Sequence[ReversibleBlock], keeps: Sequence[Tensor | None], x: 
     return streams
 
 
-@torch.compiler.disable
 def _recomputed(run: Sequence[ReversibleBlock], keeps: Sequence[Tensor | None], x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        # No compiler looks inside. As a decorator this would load the compiler with the package.
+        return torch.compiler.disable(_apply)(run, keeps, x)  # pyright: ignore[reportCallIssue]
+    return _apply(run, keeps, x)
+
+
+def _apply(run: Sequence[ReversibleBlock], keeps: Sequence[Tensor | None], x: Tensor) -> Tensor:
     parameters = [p for block in run for p in block.parameters() if p.requires_grad]
     if any(hasattr(p, "full_tensor") for p in parameters):
         raise UserError(

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import torch
 from PIL import Image
 
+from openmvit import screen
 from openmvit.data.images import IMAGES, ImageReadError
 from openmvit.data.video import open_video
 from openmvit.data.video_reader import VideoDecodeError, is_url
@@ -159,7 +160,9 @@ class DetectionPredictor:
         Raises:
             UserError: if a source does not exist or is none of these, or an argument cannot be used.
         """
-        return list(self.stream(sources, batch, score=score, soft_nms=soft_nms, tta=tta, hop=hop))
+        files = expand(sources, self.kind)
+        found = self.stream(files, batch, score=score, soft_nms=soft_nms, tta=tta, hop=hop)
+        return list(screen.counted(found, len(files), "searching images"))
 
     def stream(
         self,

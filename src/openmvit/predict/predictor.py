@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from openmvit import screen
 from openmvit.data.video_reader import VideoDecodeError
 from openmvit.device import device_of, pick_device
 from openmvit.errors import UserError
@@ -154,7 +155,9 @@ class Predictor:
         look = Look(timeline, hop, seconds)
         if look != Look() and self.kind.noun != "video":
             raise UserError("timeline, hop and seconds are for videos and this network takes images", "Leave them out")
-        return list(self._stream(expand(sources, self.kind), look, top, size, on_window))
+        files = expand(sources, self.kind)
+        answers = self._stream(files, look, top, size, on_window)
+        return list(screen.counted(answers, len(files), f"classifying {self.kind.noun}s"))
 
     def text(self, found: list[Prediction], verbose: bool = False) -> str:
         """Answers as a table; it has all that there is, `verbose` or not."""

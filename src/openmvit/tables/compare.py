@@ -12,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from openmvit import screen
 from openmvit.architectures import classifier_config, is_detector
 from openmvit.config import MViTConfig
 from openmvit.counting import Cost, count_classifier, count_detector
@@ -71,7 +72,8 @@ def compare(changes: Changes | None = None) -> list[Cell]:
         if name not in BASES:
             raise UserError(f"The tables use no architecture {name!r}", did_you_mean(name, BASES))
     cells = []
-    for line in _printed():
+    printed = _printed()
+    for line in screen.counted(printed, len(printed), "counting cells"):
         setting = ROWS[line["table"], line["row"]][line["quantity"] == "params_m"]
         cells.append(_judge(line, _cost(config_of(setting, changes.get(setting.base, {})))))
     cells += [Cell(*cell[:4], None, "not_computable", cell[4]) for cell in NOT_COMPUTABLE]

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from openmvit.training.recipe import Recipe
+
+EARLY = 0.05
+"""Share of the updates after which a run is first asked whether it learns."""
 LITTLE_MOTION = 5.0e-3
 """Sum of learning rates below which AdamW cannot change a network: no weight moves further than this, and a trained
 one is 0.02 or larger."""
@@ -57,6 +61,13 @@ class Signs:
     gradient: float
     one_class: str
     guessing: Guessing
+
+
+def may_have_learnt(recipe: Recipe, updates: int, per_epoch: int) -> bool:
+    """Return True after a twentieth of the updates, and half as many again as the warm-up takes."""
+    total = recipe.updates or recipe.epochs * per_epoch
+    rising = recipe.warmup_updates if recipe.updates else recipe.warmup_epochs * per_epoch
+    return updates >= max(EARLY * total, 1.5 * rising)
 
 
 def diagnose(signs: Signs) -> list[str]:

@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ import torch
 
 from openmvit import __version__
 from openmvit.errors import UserError
+from openmvit.screen import say, wrapped
 
 
 class PathTable(Protocol):
@@ -59,11 +61,19 @@ class RunFolder:
         self.path, self.writes = path, writes
         self.weights = path / "weights"
 
-    def say(self, text: str) -> None:
-        """Print a line and keep it in log.txt."""
+    def say(self, text: str, shown: str | None = None) -> None:
+        """Print a line and keep it in log.txt.
+
+        Args:
+            shown: what is printed in its place, where the screen has another form of it.
+        """
         if self.writes:
-            print(text, flush=True)
+            say(text if shown is None else shown)
             self.log(text)
+
+    def tell(self, sentence: str) -> None:
+        """`say` a sentence, which breaks between words on a terminal."""
+        self.say(sentence, wrapped(sentence))
 
     def log(self, text: str) -> None:
         """Keep a line in log.txt."""
@@ -134,12 +144,5 @@ class RunFolder:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide a run's numbers."""
-    import lightning
-    import torchvision
-
-    return {
-        "openmvit": __version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "lightning": lightning.__version__,
-    }
+    found = {name: version(name) for name in ("torchvision", "lightning")}
+    return {"openmvit": __version__, "torch": torch.__version__} | found

@@ -17,20 +17,19 @@ from torch import Tensor, nn
 from openmvit import checkpoint, processes
 from openmvit.data.badfiles import BadFiles
 from openmvit.errors import UserError
+from openmvit.screen import Figures
 from openmvit.training import optim, state
-from openmvit.training.diagnosis import Signs, diagnose
+from openmvit.training.diagnosis import Signs, diagnose, may_have_learnt
 from openmvit.training.ema import Ema
 from openmvit.training.folder import RunFolder
 from openmvit.training.heartbeat import Heartbeat
 from openmvit.training.loading import Batch, EpochLoader
 from openmvit.training.pictures import Pictures
-from openmvit.training.progress import Meter, Reporter, clock, peak_memory
+from openmvit.training.progress import Meter, Reporter, clock, epoch_figures, peak_memory, step_figures
 from openmvit.training.recipe import Recipe
 from openmvit.training.state import Progress
 from openmvit.training.tasks import Task, Validation
 
-EARLY = 0.05
-"""Share of the updates after which a run is first asked whether it learns."""
 SLOW_PHASE = 1800.0
 """Seconds that a validation or a save may take longer on one rank than on another."""
 
@@ -95,7 +94,7 @@ class Job:
         self._rng = parts.resumed[1]["rng"] if parts.resumed else None
         self._asked = 0.0
         self._started, self._earlier = time.monotonic(), self.progress.seconds
-        self._lr = 0.0
+        self._lr, self._pace, self._saving = 0.0, 0.0, False
         self._gradient = math.nan
         self._pictures = Pictures(self.folder.path)
 
@@ -107,7 +106,9 @@ class Job:
         """
         now = time.monotonic()
         # torchrun passes on the Ctrl-C that the terminal has already sent to every process: that is no second one.
-        if self.stop.is_set() and number == signal.SIGINT and now - self._asked > 1.5:
+        again = self.stop.is_set() and number == signal.SIGINT and now - self._asked > 1.5
+        # A save that is cut off would look like a full disk, and is what the user waits for.
+        if again and not self._saving:
             raise Interrupted
         if not self.stop.is_set():
             self._asked = now
@@ -122,7 +123,8 @@ class Job:
             state.restore(self.parts.resumed[0], engine.network, engine.optimizer, engine.scaler, self._ema)
             self.parts.resumed = None
         self._train_mode()
-        self._meter = Meter()
+        # The trainer has fetched the first batch by now: its wait belongs to no meter.
+        self._meter, self.parts.train.wait = Meter(), 0.0
 
     def before_step(self) -> None:
         """Called with the batch in hand, before anything random happens in the network."""
@@ -168,7 +170,8 @@ class Job:
         self._meter.samples += int(sum(row[-1] for row in rows))
         self._losses, self._batches = [], []
         self._set_learning_rate()
-        self._show(losses[-1])
+        shown = sum(losses[-1]) / len(losses[-1])
+        self._reporter.step(lambda: self._step_figures(shown))
 
     @property
     def all_updates_done(self) -> bool:
@@ -233,10 +236,12 @@ class Job:
         p, engine = self.progress, self._engine
         p.seconds = self._earlier + time.monotonic() - self._started
         own = {"rng": state.rng_state(self.parts.device), "sampler": self.parts.train.order.state_dict()}
+        self._saving = True
         with self._slow():
             shared = state.capture(engine.network, engine.optimizer, engine.scaler, self._ema, p)
             shared["about"] = self.task.about()
             state.write(self.folder.weights, shared, own)
+        self._saving = False
 
     def _validate(self) -> dict[str, float]:
         """Scores of the weights that the network now holds; keeps them as `best` if they are."""
@@ -264,12 +269,9 @@ class Job:
 
     def _diagnose(self, row: dict[str, float], last: bool) -> list[str]:
         """What looks wrong: asked once after a few per cent of the updates, and at the end."""
-        p, warmup = self.progress, self.recipe.warmup_updates if self.recipe.updates else self.recipe.warmup_epochs
-        total = self.recipe.updates or self.recipe.epochs * self._updates
-        rising = warmup if self.recipe.updates else warmup * self._updates
-        if not last and (p.diagnosed or p.update < max(EARLY * total, 1.5 * rising)):
+        p, guessing = self.progress, self.task.guessing()
+        if not last and (p.diagnosed or not may_have_learnt(self.recipe, p.update, self._updates)):
             return []
-        guessing = self.task.guessing()
         if not last and math.isnan(guessing.loss):
             return []  # a detector's AP rises late
         p.diagnosed = True
@@ -374,25 +376,26 @@ class Job:
         self._meter.wait = self.parts.train.wait
         return self._meter.wait_share
 
-    def _show(self, losses: list[float]) -> None:
+    def _step_figures(self, loss: float) -> Figures:
         p, m, steps = self.progress, self._meter, self.parts.train.steps
         left = (self.recipe.epochs - p.epoch) * steps - p.step_in_epoch
         if self.recipe.updates:
             left = (self.recipe.updates - p.update) * self.recipe.accumulate
-        eta = clock(left * m.seconds / max(m.steps, 1)) if m.steps else "-"
-        best = f"  {self.task.metric} {p.best:.4f}" if p.best is not None else ""
-        self._reporter.step(
-            f"epoch {p.epoch + 1}/{self.recipe.epochs}  step {p.step_in_epoch + 1}/{steps}  "
-            f"loss {sum(losses) / len(losses):.4f}{best}  lr {self._lr:.3e}  {m.speed:.1f} samples/s  "
-            f"wait {100 * self._share():.0f} %  memory {peak_memory(self.parts.device):.2f} GB  eta {eta}"
+        self._share()
+        if m.steps:
+            self._pace = m.seconds / m.steps
+        return step_figures(
+            epoch=f"{p.epoch + 1}/{self.recipe.epochs}",
+            step=f"{p.step_in_epoch + 1}/{steps}",
+            loss=loss,
+            score=f"{self.task.metric} {p.best:.4f}" if p.best is not None else "",
+            rate=self._lr,
+            meter=m,
+            memory=peak_memory(self.parts.device),
+            eta=clock(left * self._pace) if self._pace else "-",
         )
 
-    def _summary(self, row: dict[str, float]) -> str:
+    def _summary(self, row: dict[str, float]) -> Figures:
         p = self.progress
-        scores = "".join(f"  {k} {v:.4f}" for k, v in row.items() if k in self.task.shown)
-        best = f"  best {p.best:.4f} (epoch {p.best_epoch})" if p.best is not None else ""
-        return (
-            f"epoch {p.epoch + 1}/{self.recipe.epochs}  loss {row['loss']:.4f}{scores}  lr {row['lr']:.3e}  "
-            f"{row['samples_per_s']:.1f} samples/s  wait {100 * row['wait']:.0f} %  memory {row['memory_gb']:.2f} GB  "
-            f"time {clock(p.seconds)}{best}"
-        )
+        best = (f"{p.best:.4f}", p.best_epoch) if p.best is not None else None
+        return epoch_figures(f"{p.epoch + 1}/{self.recipe.epochs}", row, self.task.shown, self.task.metric, best)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from openmvit import checkpoint, processes, weights, zoo
+from openmvit import checkpoint, processes, screen, weights, zoo
 from openmvit.architectures import ARCHITECTURES, model_config
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError
@@ -135,10 +134,9 @@ def _fit_predictors(model: Detector, source: str, trained: Sequence[str], classe
         model.reset_classifier(len(classes))
     if whole and (fresh or other) and processes.rank() == 0:
         what = f"{len(trained)} classes" if trained else "other classes"
-        print(
+        screen.note(
             f"Weights {source}: trained on {what}, the data have {len(classes)}, such as {classes[0]!r}: "
-            "the predictors of classes, boxes and masks start anew; backbone, pyramid, proposals and heads go on",
-            file=sys.stderr,
+            "the predictors of classes, boxes and masks start anew; backbone, pyramid, proposals and heads go on"
         )
 
 
@@ -164,7 +162,7 @@ def _fit_classifier(model: MViT, source: str, trained: Sequence[str], classes: S
     other = next((name for name in classes if name not in set(trained)), None)
     why = "the classes are in another order" if other is None else f"other classes, such as {other!r}"
     if processes.rank() == 0:
-        print(f"Weights {source}: {why}, so the classifier starts anew", file=sys.stderr)
+        screen.note(f"Weights {source}: {why}, so the classifier starts anew")
 
 
 def _is_settings(name: str) -> bool:

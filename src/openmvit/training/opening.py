@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from openmvit import screen
 from openmvit.errors import UserError
 from openmvit.training.classification import open_classification
 from openmvit.training.inputs import INPUTS, infer_task
@@ -22,6 +23,7 @@ def open_task(recipe: Recipe, about: Mapping[str, Any] | None = None) -> Task:
     """
     if recipe.data is None:
         raise UserError("No data is named", "Give --data FOLDER with one folder per class, or a CSV file")
+    screen.doing("reading data, building the network")
     kind = infer_task(recipe)
     if kind == "detection":
         from openmvit.training.detection import open_detection_task

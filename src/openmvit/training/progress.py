@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from openmvit import screen
+from openmvit.screen import Figures, Ticker, clock
 from openmvit.training.folder import RunFolder
 
 
@@ -21,13 +24,6 @@ def peak_memory(device: torch.device) -> float:
         return 0.0
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used / 1e9 if sys.platform == "darwin" else used * 1024 / 1e9
-
-
-def clock(seconds: float) -> str:
-    """`h:mm:ss`, or `m:ss` below an hour."""
-    whole = max(int(seconds), 0)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
 @dataclass
@@ -55,34 +51,84 @@ class Meter:
 
 
 class Reporter:
-    """Writes the progress line: in place on a terminal, else every `quiet` seconds.
+    """Writes the progress line: in place on a terminal, else now and then as a line of its own.
 
-    Args:
-        folder: where lines go.
-        quiet: seconds between lines when the output is no terminal.
+    log.txt holds every line whole; what is printed fits the terminal.
     """
 
-    def __init__(self, folder: RunFolder, quiet: float = 15.0) -> None:
-        self._folder = folder
-        self._terminal = sys.stdout.isatty()
-        self._interval = 0.5 if self._terminal else quiet
-        self._next, self._open = time.monotonic() + min(self._interval, 2.0), False
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder, self._ticker = folder, Ticker(sys.stdout)
 
-    def step(self, text: str) -> None:
-        """Show a line if it is time."""
-        now = time.monotonic()
-        if not self._folder.writes or now < self._next:
+    def step(self, figures: Callable[[], Figures]) -> None:
+        """Show where the run is, if it is time."""
+        if not self._folder.writes or not self._ticker.due():
             return
-        self._next = now + self._interval
-        if self._terminal:
-            print(f"\r\x1b[2K{text}", end="", flush=True)
-            self._open = True
+        if screen.is_terminal(sys.stdout):
+            screen.show(figures().fit(screen.columns(sys.stdout) - screen.ECHO), sys.stdout)
         else:
-            self._folder.say(text)
+            self.line(figures())
 
-    def line(self, text: str) -> None:
+    def line(self, text: str | Figures) -> None:
         """Show a line that stays."""
-        if self._open:
-            print("\r\x1b[2K", end="")
-            self._open = False
-        self._folder.say(text)
+        shown = screen.wrapped(text) if isinstance(text, str) else text.fit(screen.columns(sys.stdout))
+        self._folder.say(str(text), shown)
+
+
+def step_figures(
+    epoch: str, step: str, loss: float, score: str, rate: float, meter: Meter, memory: float, eta: str
+) -> Figures:
+    """The progress line. However narrow, it keeps epoch, step, loss, memory and the time that is left.
+
+    Args:
+        epoch, step: such as `3/10`.
+        score: name and value of the best score so far, or nothing.
+        memory: in GB.
+    """
+    texts = {
+        "epoch": f"epoch {epoch}",
+        "step": f"step {step}",
+        "loss": f"loss {loss:.4f}",
+        "score": score,
+        "lr": f"lr {rate:.3e}",
+        "speed": f"{meter.speed:.1f} samples/s",
+        "wait": percent("wait", meter.wait_share),
+        "memory": f"memory {memory:.2f} GB",
+        "eta": f"eta {eta}",
+    }
+    cuts = [("lr", ""), ("wait", ""), ("speed", ""), ("memory", f"{memory:.2f} GB"), ("score", "")]
+    cuts += [("epoch", epoch), ("step", step), ("loss", f"loss {loss:.2f}"), ("memory", f"{memory:.1f}G")]
+    return Figures(texts, [*cuts, ("loss", f"{loss:.2f}"), ("eta", eta)])
+
+
+def epoch_figures(
+    epoch: str, row: Mapping[str, float], shown: Sequence[str], metric: str, best: tuple[str, int] | None
+) -> Figures:
+    """The line of an epoch. However narrow, it keeps the epoch, its loss and its score; results.csv has all of it.
+
+    Args:
+        epoch: such as `3/10`.
+        row: of results.csv.
+        shown: scores that the line shows where the row has them.
+        metric: the one that decides.
+        best: value and epoch of the best score so far, once there is one.
+    """
+    scores = [name for name in row if name in shown]
+    texts = {"epoch": f"epoch {epoch}", "loss": f"loss {row['loss']:.4f}"}
+    texts |= {name: f"{name} {row[name]:.4f}" for name in scores}
+    texts |= {
+        "lr": f"lr {row['lr']:.3e}",
+        "speed": f"{row['samples_per_s']:.1f} samples/s",
+        "wait": percent("wait", row["wait"]),
+        "memory": f"memory {row['memory_gb']:.2f} GB",
+        "time": f"time {clock(row['seconds'])}",
+        "best": f"best {best[0]} (epoch {best[1]})" if best else "",
+    }
+    cuts = [(name, "") for name in ("lr", "wait", "speed", "memory")]
+    cuts += [(name, "") for name in reversed(scores) if name not in (metric, "val_loss")]
+    cuts += [("time", ""), ("best", f"best {best[0]}" if best else ""), ("val_loss", ""), ("best", "")]
+    return Figures(texts, [*cuts, ("epoch", epoch), ("loss", f"loss {row['loss']:.2f}")])
+
+
+def percent(name: str, share: float) -> str:
+    """A share in whole per cent, rounded down: only the whole is 100 %."""
+    return f"{name} {int(100 * share)} %"

@@ -11,22 +11,24 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from openmvit import processes, report
+from openmvit import processes, report, screen
 from openmvit.device import pick_device
 from openmvit.errors import UserError
+from openmvit.screen import clock
 from openmvit.training import memory, presets, state
+from openmvit.training.early import resumed_folder
 from openmvit.training.folder import RunFolder, new_folder
 from openmvit.training.heartbeat import Heartbeat
 from openmvit.training.job import Interrupted, Job, Parts
 from openmvit.training.loading import EpochLoader
 from openmvit.training.opening import open_task
 from openmvit.training.optim import lr_scale
-from openmvit.training.progress import clock
 from openmvit.training.recipe import Recipe
 from openmvit.training.recipe_file import dump_recipe, load_recipe
 from openmvit.training.tasks import Task
@@ -41,7 +43,7 @@ def train(recipe: Recipe) -> Path:
         UserError: if the input cannot be used, memory or disk runs out, or the loss is no longer finite.
         KeyboardInterrupt: after the state was saved, when the user or the system asked to stop.
     """
-    run = _resumed_folder(recipe.resume) if recipe.resume else None
+    run = resumed_folder(recipe.resume) if recipe.resume else None
     if run is not None:
         recipe = dataclasses.replace(load_recipe(run / "args.yaml"), resume=str(run))
     _check(recipe)
@@ -78,13 +80,6 @@ def _check(recipe: Recipe) -> None:
         raise UserError(f"device {recipe.device} is one device and there are several processes", "Use --device cuda")
 
 
-def _resumed_folder(text: str) -> Path:
-    run = Path(text)
-    if not (run / "args.yaml").is_file():
-        raise UserError(f"{text} is no run folder (it has no args.yaml)", "Give a folder such as runs/image/exp")
-    return run
-
-
 def _train(recipe: Recipe, run: Path | None, device: torch.device) -> Path:
     folder, heartbeat, job = None, _start_heartbeat(), None
     try:
@@ -98,11 +93,12 @@ def _train(recipe: Recipe, run: Path | None, device: torch.device) -> Path:
         _finish(job)
     except Interrupted:
         assert folder is not None
+        screen.wipe(echo=True)
         if (folder.weights / "last").exists():
             folder.say(f"Stopped. Continue with: openmvit train --resume {shlex.quote(str(folder.path))}")
         if heartbeat is not None:
             heartbeat.stop()
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt("the run has said so") from None
     except BaseException as error:
         problem = error if isinstance(error, UserError) else _explain(error, recipe, folder)
         if folder is not None:
@@ -237,7 +233,7 @@ def _choose_batch(recipe: Recipe, task: Task, device: torch.device) -> Recipe:
 
 def _describe(job: Job) -> None:
     """Data, network, learning rate and memory, before the first step."""
-    r, task, say = job.recipe, job.task, job.folder.say
+    r, task, say = job.recipe, job.task, job.folder.tell
     model, world = task.model, processes.world_size()
     for line in task.describe():
         say(line)
@@ -264,6 +260,7 @@ def _describe(job: Job) -> None:
 
 
 def _fit(job: Job) -> None:
+    screen.doing("starting the trainer")
     from openmvit.training.engine import fit
 
     with _signals(job):
@@ -298,4 +295,15 @@ def _finish(job: Job) -> None:
         folder.say(f"{len(job.parts.bad_files)} unreadable files are listed in {folder.path / 'bad_files.txt'}")
     best = folder.weights / "best.safetensors"
     folder.say(f"Best {job.task.metric} {progress.best:.4f} (epoch {progress.best_epoch}): {best}")
-    folder.say(f"Next: openmvit predict {shlex.quote(str(folder.path))} {job.task.noun.upper()}")
+    if pictures := sorted(path.name for path in folder.path.glob("*.png")):
+        folder.tell(f"Pictures in {folder.path}: {', '.join(pictures)}")
+    folder.say("\n".join(["Next:", *(f"  {shlex.join(words)}" for words in next_commands(folder.path))]))
+
+
+def next_commands(run: Path) -> list[list[str]]:
+    """Command lines for a finished run, ready to be pasted: `predict` takes the first file that was held out."""
+    held_out = (run / "val.txt").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    form = [] if find_spec("onnx") and find_spec("onnxruntime") else ["--format", "torch"]
+    name = str(run)
+    commands = [["val", name], ["predict", name, *held_out[:1]], ["export", name, *form]]
+    return [["openmvit", *words] for words in commands]

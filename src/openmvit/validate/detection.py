@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from openmvit import processes
+from openmvit import processes, screen
 from openmvit.data.detection_samples import read_picture
 from openmvit.data.detection_table import DetectionData, DetectionTable
 from openmvit.data.sampler import ResumableSampler
@@ -113,7 +113,7 @@ def _loader(pictures: TestPictures, batch: int, workers: int) -> DataLoader[dict
 
 def search_all(
     model: Detector | ExportedDetector,
-    loader: Iterable[Sequence[dict[str, Any]]],
+    loader: DataLoader[dict[str, Any]],
     search: Search,
     scorer: CocoScorer,
     table: DetectionTable,
@@ -126,7 +126,7 @@ def search_all(
         numbers: int64 `[num_classes]`, the data's class of each of the model's, -1 for none: such finds do not count.
     """
     bad: list[int] = []
-    for batch in loader:
+    for batch in screen.counted(loader, len(loader), "searching batches"):
         good = [one for one in batch if one["views"]]
         bad += [one["index"] for one in batch if not one["views"]]
         found = search.find(model, [(one["views"], one["size"]) for one in good])
@@ -183,6 +183,7 @@ def _together(scorer: CocoScorer, bad: list[int], table: DetectionTable, out: st
         raise UserError(f"None of the {len(table)} images of {table.root} can be used", "See openmvit data check")
     results: dict[str, Any] = {}
     if processes.is_main():
+        screen.doing("scoring what was found")
         result = scorer.result()
         if out:
             write_report(Path(out), result, scorer, table)

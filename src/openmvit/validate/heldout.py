@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from openmvit import screen
 from openmvit.data.detection_table import DetectionData, DetectionTable, TableBuilder
 from openmvit.data.samples import LabelledData, SampleTable
 from openmvit.errors import UserError
@@ -31,6 +32,7 @@ def open_data(opener: Callable[..., Data], card: Mapping[str, Any], data: str | 
     root = data if data is not None else card.get("data")
     if not root:
         raise UserError("This model does not say what it was trained on", "Give --data DIR")
+    screen.doing("reading the data")
     try:
         return opener(root, seed=recipe.get("seed", 0), val_fraction=recipe.get("val_fraction", 0.1))
     except UserError as error:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from openmvit import processes
+from openmvit import processes, screen
 from openmvit.data.detection_layouts import open_detection
 from openmvit.data.sampler import ResumableSampler
 from openmvit.data.samples import LabelledData, SampleTable
@@ -114,7 +114,8 @@ def _score(
     loader = DataLoader(
         dataset, batch_size=batch or protocol.batch, sampler=ViewOrder(own, protocol.views), num_workers=workers
     )
-    return over_processes(evaluate(model, loader, len(classes), place, multilabel, protocol.average(multilabel)))
+    batches = screen.counted(loader, len(loader), "scoring batches")
+    return over_processes(evaluate(model, batches, len(classes), place, multilabel, protocol.average(multilabel)))
 
 
 def _place(device: str) -> torch.device:

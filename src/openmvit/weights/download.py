@@ -17,6 +17,7 @@ from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from openmvit import screen
 from openmvit.errors import UserError
 
 _CHUNK = 1 << 20
@@ -191,6 +192,7 @@ def check_file(path: Path, sha256: str, url: str = "") -> None:
 @contextlib.contextmanager
 def _progress(name: str, start: int, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, nothing elsewhere."""
+    screen.wipe()
     if not sys.stderr.isatty():
         yield lambda count: None
         return

@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 from openmvit.errors import UserError
 from openmvit.weights.card import WeightCard
 from openmvit.weights.download import check_file, download
+from openmvit.weights.naming import is_address, is_hub_id
 
-_HUB = ("hub:", "hf:")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
 _HUB_ID = re.compile(rf"({_NAME.pattern}/{_NAME.pattern})(?:@({_NAME.pattern}))?")
 # What repositories call their weights, the safer kind first.
@@ -30,7 +30,7 @@ def fetch(card: WeightCard) -> Path:
     """
     if not card.loadable:
         raise UserError(f"{card.name} is listed only. {card.note}".rstrip(". "), "See openmvit models")
-    if card.url.startswith(_HUB):
+    if is_hub_id(card.url):
         return fetch_hub(card.url, card.name)
     path = _cache() / _file_name(card.url)
     if path.is_file():
@@ -98,9 +98,9 @@ def locate(text: str) -> Path | None:
     Raises:
         UserError: if it cannot be had.
     """
-    if text.startswith(_HUB):
+    if is_hub_id(text):
         return fetch_hub(text)
-    return fetch_url(text) if re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) else None
+    return fetch_url(text) if is_address(text) else None
 
 
 def _unreachable(name: str, address: str, why: str) -> UserError:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from openmvit import screen
 from openmvit.architectures import DETECTORS
 from openmvit.checkpoint import architecture_of, find, load_weights, read, read_into
 from openmvit.config import MViTConfig
@@ -17,7 +17,8 @@ from openmvit.detection import released
 from openmvit.detection.config import DetectorConfig
 from openmvit.detection.detector import Detector
 from openmvit.errors import UserError, did_you_mean
-from openmvit.weights import card_of_file, cards, read_weights
+from openmvit.weights import card_of_file, cards
+from openmvit.weights.reading import read_weights
 from openmvit.zoo.classes import class_names
 from openmvit.zoo.files import find_file
 
@@ -120,7 +121,7 @@ def _put(detector: Detector, start: _Start, label: str, *, strict: bool) -> None
     classes = ("roi_heads.box_predictors.", "roi_heads.mask_predictor.mask_fcn_logits.")
     report = load_weights(detector, state, start.trunk, strict=strict, may_start_fresh=fresh, heads=classes)
     report.source = label
-    print(f"Weights {label}{words}: {report}", file=sys.stderr)
+    screen.note(f"Weights {label}{words}: {report}")
 
 
 def read_detector(target: str | Path, classes: str | Path | None = None) -> tuple[Detector, dict[str, Any]]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from openmvit.architectures import ARCHITECTURES, DETECTORS
 from openmvit.checkpoint import find
-from openmvit.weights import WeightCard, card_of_file, fetch, find_card, locate
+from openmvit.weights import WeightCard, card_meant, card_of_file, fetch, find_card, locate
 
 
 def find_file(name: str, weights: bool | str | Path) -> tuple[Path, WeightCard | None]:
@@ -19,19 +18,9 @@ def find_file(name: str, weights: bool | str | Path) -> tuple[Path, WeightCard |
         UserError: if there is none, or it cannot be had.
     """
     text = str(weights)
-    if isinstance(weights, bool):
-        card = find_card(name)
+    card = find_card(name) if isinstance(weights, bool) else card_meant(name, text)
+    if card is not None:
         return fetch(card), card
     if Path(text).exists():
         return find(text), card_of_file(Path(text).name)
-    located = locate(text)
-    if located is not None:
-        return located, None
-    base, _, tag = text.partition(".")
-    if base in ARCHITECTURES or base in DETECTORS:
-        card = find_card(base, tag or None)
-        return fetch(card), card
-    if Path(text).suffix or "/" in text:
-        return find(text), None
-    card = find_card(name, text)
-    return fetch(card), card
+    return locate(text) or find(text), None

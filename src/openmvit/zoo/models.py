@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from openmvit import screen
 from openmvit.architectures import ARCHITECTURES, DETECTORS, model_config
 from openmvit.checkpoint import check_no_graph, find, load_weights, read, read_model, save
 from openmvit.config import MViTConfig
 from openmvit.convert.inflation import Inflation, inflate
-from openmvit.errors import UserError, did_you_mean
+from openmvit.errors import UserError
 from openmvit.exported import SUFFIX, ExportedClassifier, open_exported
 from openmvit.model import FeatureMaps, MViT
-from openmvit.weights import WeightCard, Weights, card_of_file, cards, fetch, find_card, locate, read_weights
+from openmvit.weights import WeightCard, card_of_file, card_of_target, cards, fetch, locate
+from openmvit.weights.reading import Weights, read_weights
 from openmvit.zoo.classes import class_names
 from openmvit.zoo.files import find_file
 
@@ -132,7 +133,7 @@ def _put(model: MViT, found: Weights, label: str, *, strict: bool, inflation: In
         label = f"{label}, inflated ({inflation})"
     report = load_weights(model, state, made_for, strict=strict, may_start_fresh=fresh)
     report.with_file(found.dropped, found.reason).source = label
-    print(f"Weights {label}: {report}", file=sys.stderr)
+    screen.note(f"Weights {label}: {report}")
 
 
 def _find_weights(name: str, weights: bool | str | Path, config: MViTConfig) -> tuple[Weights, str]:
@@ -158,12 +159,9 @@ def load_model(target: str | Path, classes: str | Path | None = None) -> tuple[M
     """
     text = str(target)
     check_no_graph(text)
-    base, _, tag = text.partition(".")
-    named = base in (*ARCHITECTURES, *DETECTORS) and not Path(target).exists()
-    if not named and not Path(target).exists() and not any(sign in text for sign in "/.:"):
-        raise UserError(f"{text} is no model, run folder or file", did_you_mean(text, [*ARCHITECTURES, *DETECTORS]))
-    released = find_card(base, tag or None) if named else None
+    released = card_of_target(text)
     path = fetch(released) if released else locate(text) or find(target)
+    screen.doing(f"reading {path}")
     state, card = read(path)
     if _holds_detector(state, card):
         from openmvit.zoo.detectors import read_detector
@@ -172,8 +170,9 @@ def load_model(target: str | Path, classes: str | Path | None = None) -> tuple[M
     elif card is not None:
         model, card = read_model(path)
     else:
-        made_for = model_config(base, **released.changes) if released else None
-        model, card = _from_foreign(read_weights(path, base if released else None, made_for), path, released, classes)
+        made_for = model_config(released.model, **released.changes) if released else None
+        found = read_weights(path, released.model if released else None, made_for)
+        model, card = _from_foreign(found, path, released, classes)
     if classes is not None:
         card["classes"] = class_names(model.config.num_classes, path, file=classes)[0]
     return model, card
@@ -262,7 +261,9 @@ def convert_file(
     if model is None:
         network, card = load_model(path, classes)
     else:
+        screen.doing(f"reading {path}")
         network, card = _from_foreign(read_weights(path, model), path, classes=classes)
+    screen.doing(f"writing {target}")
     save(target, network.state_dict(), card)
     parameters = sum(p.numel() for p in network.parameters())
     count = network.config.num_classes
