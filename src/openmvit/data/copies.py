@@ -133,11 +133,13 @@ def keep_together(held_out: np.ndarray, copies: Sequence[Sequence[int]], order: 
     """
     alone = np.ones(len(held_out), dtype=bool)
     alone[[index for group in copies for index in group]] = False
-    before = held_out.copy()
+    missing = np.bincount(labels[held_out], minlength=int(labels.max(initial=0)) + 1)
     for group in copies:
         if not held_out[group].all():
             held_out[group] = False
-    for label in np.unique(labels[before & ~held_out]):
-        missing = int((before & ~held_out & (labels == label)).sum())
-        following = order[(labels[order] == label) & ~held_out[order] & alone[order]]
-        held_out[following[:missing]] = True
+    missing -= np.bincount(labels[held_out], minlength=len(missing))
+    following = order[alone[order] & ~held_out[order]]
+    following = following[np.argsort(labels[following], kind="stable")]
+    own = labels[following]
+    place_in_class = np.arange(len(own)) - np.searchsorted(own, own)
+    held_out[following[place_in_class < missing[own]]] = True

@@ -6,7 +6,7 @@ import csv
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from openmvit.data.copies import about_copies, find_copies
@@ -179,14 +179,14 @@ def _scan(folder: Path, classes: tuple[str, ...], kind: FileKind, notes: list[st
         UserError: if the split has a class folder with samples that training does not know.
     """
     numbers = {name: number for number, name in enumerate(classes)}
-    left_out: Counter[str] = Counter()
+    others: list[str] = []
 
     def rows() -> Iterator[tuple[str, tuple[int, ...]]]:
         for name in _folders(folder):
             unknown = 0
             for path, good in walk_samples(folder, name, kind):
                 if not good:
-                    left_out[_ending(path)] += 1
+                    others.append(path)
                 elif name in numbers:
                     yield path, (numbers[name],)
                 else:
@@ -198,33 +198,29 @@ def _scan(folder: Path, classes: tuple[str, ...], kind: FileKind, notes: list[st
                 )
 
     table = SampleTable.build(folder, rows())
-    if left_out:
-        notes.append(f"{_files(left_out.total())} in {folder.name}/ left out: {_listed(left_out)}")
+    if others:
+        notes.append(left_out(folder.name, others))
     loose = [name for name, is_folder in _entries(folder) if not is_folder and kind.accepts(name)]
     if loose:
         notes.append(f"{_files(len(loose))} directly in {folder.name}/ left out, such as {loose[0]}: no class folder")
     return table
 
 
+def left_out(folder: str, paths: Sequence[str]) -> str:
+    """How many files are no samples, by their endings, the most frequent first."""
+    return f"{_files(len(paths))} in {folder}/ left out: {_by_ending(paths)}"
+
+
 def _files(number: int) -> str:
     return "1 file" if number == 1 else f"{number} files"
 
 
-def _ending(path: str) -> str:
-    """Of a file's name, in lower case."""
-    return os.path.splitext(path)[1].lower() or "without ending"  # noqa: PTH122 - a Path per file is slow
-
-
 def _by_ending(paths: Iterable[str]) -> str:
     """How many files of each ending, in words."""
-    return _listed(Counter(map(_ending, paths)))
-
-
-def _listed(endings: Counter[str]) -> str:
-    """The most frequent endings with their numbers."""
-    rest = sum(endings.values()) - sum(number for _, number in endings.most_common(_ENDINGS))
-    shown = [f"{number} {ending}" for ending, number in sorted(endings.items(), key=lambda e: (-e[1], e[0]))]
-    return ", ".join(shown[:_ENDINGS] + [f"{rest} others"] * bool(rest))
+    endings = Counter(os.path.splitext(path)[1].lower() or "without ending" for path in paths)  # noqa: PTH122
+    rows = [f"{number} {ending}" for ending, number in sorted(endings.items(), key=lambda row: (-row[1], row[0]))]
+    more = len(rows) - _ENDINGS
+    return ", ".join(rows[:_ENDINGS] + [f"and {more} more endings"] * (more > 0))
 
 
 def _flat_imagenet(val: Path, classes: tuple[str, ...], kind: FileKind) -> SampleTable:
