@@ -311,7 +311,12 @@ ROWS = {
     "weights that were never released": (
         ["train", "--model", "mvitv2_micro", "--data", "data"],
         None,
-        "No weights of mvitv2_micro were released",
+        "No weights of mvitv2_micro were released. Give --weights none to start from random ones, or --weights FILE.",
+    ),
+    "settings without weights": (
+        [word for word in ONE if word not in ("--weights", "none")],
+        None,
+        "No weights of tiny.json were released. Give --weights none",
     ),
     "unknown demo": (["demo", "imag"], None, "Did you mean 'image'"),
 }

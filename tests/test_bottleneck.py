@@ -98,4 +98,8 @@ def test_prepare_from_the_command_line(place, tmp_path, capsys):
     captured = capsys.readouterr().out
     assert "left out: train/ant/x.mp4: the file is empty" in captured and "failed=1" in captured
     assert main(["data", "check", str(place / "data"), "--workers", "0"]) == 1
-    assert re.search(r"^data check videos=10 unreadable=1 duplicates=\d+$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(
+        r"^data check videos=10 unreadable=1 duplicates=\d+ conflicts=\d+ faults=0$",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )

@@ -291,7 +291,10 @@ def test_data_check(tmp_path, capsys):
     write_data(tmp_path / "data")
     assert main(["data", "check", str(tmp_path / "data"), "--workers", "0"]) == 0
     out = capsys.readouterr().out
-    assert "unreadable: 0" in out and out.splitlines()[-1] == "data check images=30 unreadable=0 duplicates=0"
+    assert (
+        "unreadable: 0" in out
+        and out.splitlines()[-1] == "data check images=30 unreadable=0 duplicates=0 conflicts=0 faults=0"
+    )
     (tmp_path / "data" / "train" / "ant" / "0.png").write_bytes(b"")
     picture(tmp_path / "data" / "val" / "ant" / "9.png", 3)
     assert main(["data", "check", str(tmp_path / "data"), "--workers", "0", "--json"]) == 1

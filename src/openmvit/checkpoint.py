@@ -30,9 +30,7 @@ HEADER = "openmvit"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GRAPHS = (".onnx", ".pt2")
 """Endings of exported files."""
-# Where other projects keep the state dict inside their files.
-_WRAPPER_KEYS = ("model_state", "state_dict", "model")
-
+_WRAPPER_KEYS = ("model_state", "state_dict", "model")  # where other projects keep the state dict in their files
 
 NEEDED = 0.95
 """Share of the trunk's tensors that weights must fill; less is an error whatever was asked for."""
@@ -90,6 +88,7 @@ def save(path: Path, state_dict: Mapping[str, Tensor], card: Mapping[str, Any]) 
     tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
     try:
         save_file(tensors, temporary, metadata={HEADER: text})
+        usual_rights(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -98,6 +97,14 @@ def save(path: Path, state_dict: Mapping[str, Tensor], card: Mapping[str, Any]) 
         full = any(f"rror {code}" in str(error) for code in _DISK_FULL) or getattr(error, "errno", 0) in _DISK_FULL
         cause = f"The disk of {path.parent} takes no more data" if full else f"Cannot write {path}"
         raise UserError(f"{cause} ({error})", "Free space on the disk or choose another folder") from error
+
+
+def usual_rights(path: Path) -> None:
+    """Give a file of safetensors, which writes for its owner alone, the rights that any new file beside it gets."""
+    twin = path.with_name(f"{path.name}.{os.getpid()}")
+    twin.touch()
+    path.chmod(twin.stat().st_mode & 0o777)
+    twin.unlink()
 
 
 def find(target: str | Path) -> Path:

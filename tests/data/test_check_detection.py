@@ -53,7 +53,7 @@ def test_the_command_prints_the_same(tmp_path, capsys):
         for place in places:
             assert len(re.findall(rf"^    train: {re.escape(place)}: ", text, re.MULTILINE)) == 1
     assert len(re.findall(r"zero\.jpg", text)) == len(re.findall(r"cut\.jpg", text)) == 1
-    assert text.splitlines()[-1] == "data check images=11 unreadable=2 duplicates=0 faults=16"
+    assert text.splitlines()[-1] == "data check images=11 unreadable=2 duplicates=0 conflicts=0 faults=16"
     assert main(["data", "check", str(tmp_path), "--json"]) == 1
     parsed = json.loads(capsys.readouterr().out)
     assert parsed["fault_counts"]["broken segmentation"] == 4 and len(parsed["faults"]) == 16
@@ -94,6 +94,14 @@ def test_areas_and_duplicates_across_splits(tmp_path):
     report = check_detection(tmp_path)
     assert report.areas["train"] == [1, 2, 1]
     assert [[split for split, _ in group] for group in report.duplicates] == [["train", "val"]]
+    assert report.conflicts == [
+        [
+            (f"{tmp_path}/train/3.jpg", "1 instances: cat at 0, 0, 40, 40"),
+            (f"{tmp_path}/val/000.jpg", report.conflicts[0][1][1]),
+        ]
+    ]
+    assert report.conflicts[0][1][1].startswith("1 instances: ") and not report.clean
+    assert "same file with different labels: 1" in report.lines()
     assert report.notes == [
         "category ids 1 to 5 lack 3, 4: the 3 of them become the classes 0 to 2 in ascending order",
         "2 classes have no training instance, the first is 'dog'",

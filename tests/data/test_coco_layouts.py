@@ -165,7 +165,7 @@ def test_test_list_without_annotations_or_pictures(tmp_path):
 
 def test_lvis_names_its_pictures_by_address(tmp_path):
     picture(tmp_path / "train2017" / "7.jpg")
-    picture(tmp_path / "val2017" / "8.jpg")
+    picture(tmp_path / "val2017" / "8.jpg", seed=1)
     images = [
         {"id": i, "coco_url": f"http://images.cocodataset.org/{folder}/{i}.jpg", "width": 64, "height": 48}
         for i, folder in ((7, "train2017"), (8, "val2017"))

@@ -1,9 +1,11 @@
 """The report counts what was put there."""
 
 import json
+import re
 
 import pytest
 
+from openmvit.cli import main
 from openmvit.data.check import check_images
 from openmvit.errors import UserError
 
@@ -29,6 +31,8 @@ def test_clean_data(root):
     assert "balance: the largest training class has 2.0 x the smallest" in lines
     assert "unreadable: 0" in lines
     assert "same file in more than one split: 0" in lines
+    assert "same file with different labels: 0" in lines
+    assert "faults that stop a training: 0" in lines
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -51,7 +55,9 @@ def test_damage_and_duplicates(root, workers):
     assert report.duplicates == [
         [("train", f"{root}/train/dog/000.jpg"), ("val", f"{root}/val/cat/000.jpg")],
     ]
+    assert report.conflicts == [[(f"{root}/train/dog/000.jpg", "dog"), (f"{root}/val/cat/000.jpg", "cat")]]
     text = "\n".join(report.lines())
+    assert f"  {root}/train/dog/000.jpg (dog) = {root}/val/cat/000.jpg (cat)" in text
     assert f"  {root}/train/cat/001.jpg: the file is empty" in text
     assert "same file in more than one split: 1" in text
     parsed = json.loads(json.dumps(report.as_dict()))
@@ -79,6 +85,70 @@ def test_only_unreadable_files(tmp_path):
     assert len(report.unreadable) == 24
     assert report.sizes == {}
     assert "  ... and 14 more" in report.lines()
+
+
+def test_everything_wrong_is_named_at_once(root, fill, capsys):
+    for name in ("eel", "fox"):
+        (root / "train" / name).mkdir()
+    (root / "train" / "fox" / "list.txt").write_text("x")
+    fill(root / "val" / "gnu", 1, 120)
+    (root / "classes.txt").write_text("dog\ncat\nhen\n")
+    for i in range(3):
+        (root / "train" / "cat" / f"{i}.PSD").write_bytes(b"x")
+        (root / "val" / "dog" / f"{i}.txt").write_bytes(b"x")
+    (root / "val" / "dog" / "NOTES").write_bytes(b"x")
+    fill(root / "train", 1, 130)
+    (root / "train" / "cat" / "001.jpg").write_bytes(b"")
+    (root / "val" / "cat" / "000.jpg").write_bytes((root / "train" / "dog" / "000.jpg").read_bytes())
+    assert main(["data", "check", str(root)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("faults that stop a training: 4")
+    assert [line.partition(". ")[0] for line in lines[start + 1 : start + 5]] == [
+        f"  class 'eel' in {root}/train has no image",
+        f"  class 'fox' in {root}/train has no image",
+        f"  class 'gnu' in {root}/val is not among the 2 training classes",
+        f"  {root}/classes.txt names 'hen', which is no class of {root}",
+    ]
+    assert "note: 4 files in train/ left out: 3 .psd, 1 .txt" in lines
+    assert "note: 4 files in val/ left out: 3 .txt, 1 without ending" in lines
+    assert "note: 1 file directly in train/ left out, such as 000.jpg: no class folder" in lines
+    assert lines[-1] == "data check images=13 unreadable=1 duplicates=1 conflicts=1 faults=4"
+    assert main(["data", "check", str(root), "--json"]) == 1
+    parsed = json.loads(capsys.readouterr().out)
+    assert parsed["fault_count"] == len(parsed["faults"]) == 4
+    assert parsed["conflicts"][0][1] == {"path": f"{root}/val/cat/000.jpg", "labels": "cat"}
+
+
+def test_every_bad_row_of_a_list_is_named(tmp_path, fill):
+    fill(tmp_path, 6)
+    rows = ["path,label,split", "000.jpg,a,train", "001.jpg,b,train", "gone.jpg,a,train", "002.jpg,,train"]
+    rows += ["003.jpg,c,val", "004.jpg,a,dev", "notes.txt,a,train", "005.jpg,a,val"]
+    (tmp_path / "l.csv").write_text("\n".join(rows))
+    report = check_images(tmp_path / "l.csv")
+    assert report.files == {"train": 2, "val": 1}
+    assert report.fault_count == 5 and not report.clean
+    assert [int(re.search(r"line (\d+)", fault)[1]) for fault in report.faults] == [4, 5, 8, 7, 6]
+
+
+def test_faults_that_leave_nothing_are_named_too(tmp_path):
+    (tmp_path / "l.csv").write_text("path,label\ngone.jpg,a\n")
+    report = check_images(tmp_path / "l.csv")
+    assert [fault.partition(". ")[0] for fault in report.faults] == [
+        f"line 2 of {tmp_path}/l.csv: {tmp_path}/gone.jpg does not exist",
+        f"{tmp_path}/l.csv has no training rows",
+    ]
+    assert report.last_line() == "data check images=0 unreadable=0 duplicates=0 conflicts=0 faults=2"
+    assert "faults that stop a training: 2" in report.lines()
+
+
+def test_only_the_most_frequent_endings_are_listed(root):
+    for i in range(14):
+        for k in range(14 - i):
+            (root / "train" / "cat" / f"{k}.e{i:02d}").touch()
+    (note,) = (note for note in check_images(root).notes if "left out" in note)
+    assert note == "105 files in train/ left out: " + ", ".join(
+        [*(f"{14 - i} .e{i:02d}" for i in range(10)), "and 4 more endings"]
+    )
 
 
 def test_no_data_is_an_error(tmp_path):

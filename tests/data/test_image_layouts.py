@@ -66,12 +66,12 @@ def test_split_folders(tmp_path, fill, name):
         "val": [2, 2],
         "test": [1, 1],
     }
-    assert data.notes == ["1 files in train/ are no image by their ending and are left out"]
+    assert data.notes == ["1 file in train/ left out: 1 .txt"]
 
 
 def test_train_without_val_is_split_and_flat_test_is_noted(tmp_path, fill):
     fill(tmp_path / "train" / "cat", 10)
-    fill(tmp_path / "train" / "dog", 10)
+    fill(tmp_path / "train" / "dog", 10, 10)
     fill(tmp_path / "test", 3)
     data = open_images(tmp_path)
     assert [len(data.splits[split]) for split in ("train", "val")] == [18, 2]
@@ -86,7 +86,7 @@ def test_a_class_may_be_called_train(tmp_path, fill):
 
 def test_small_classes(tmp_path, fill):
     fill(tmp_path / "one", 1)
-    fill(tmp_path / "two", 2)
+    fill(tmp_path / "two", 2, 50)
     data = open_images(tmp_path)
     assert data.splits["train"].class_counts(2).tolist() == [1, 1]
     assert data.splits["val"].class_counts(2).tolist() == [0, 1]
@@ -181,8 +181,8 @@ def empty_val(root, fill):
 
 
 def singles(root, fill):
-    for name in "abc":
-        fill(root / name, 1)
+    for start, name in enumerate("abc"):
+        fill(root / name, 1, start)
 
 
 def no_train_classes(root, fill):

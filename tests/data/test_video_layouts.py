@@ -1,6 +1,7 @@
 """Every accepted layout of labelled videos, and errors that name file and line."""
 
 import json
+import zlib
 
 import pytest
 from PIL import Image
@@ -18,8 +19,9 @@ def touch(*paths):
 
 def frames(folder, count=3):
     folder.mkdir(parents=True)
+    colour = tuple(zlib.crc32(f"{folder.parent.name}/{folder.name}".encode()).to_bytes(4)[:3])
     for i in range(count):
-        Image.new("RGB", (8, 8)).save(folder / f"img_{i:05d}.jpg")
+        Image.new("RGB", (8, 8), colour).save(folder / f"img_{i:05d}.jpg")
 
 
 def contents(data, split):
@@ -46,8 +48,8 @@ def test_class_folders_of_videos(tmp_path):
         "train/jump/a.MP4": ["jump"], "train/jump/deep/b.webm": ["jump"], "train/run/c d.mkv": ["run"],
     }  # fmt: skip
     assert data.notes == [
-        "1 files in train/ are no video by their ending and are left out",
-        "1 files in val/ are no video by their ending and are left out",
+        "1 file in train/ left out: 1 .jpg",
+        "1 file in val/ left out: 1 .jpg",
     ]
 
 
@@ -66,7 +68,9 @@ def test_class_folders_of_frame_folders(tmp_path):
 def test_pictures_directly_in_class_folders_are_no_videos(tmp_path, fill):
     fill(tmp_path / "a", 2)
     fill(tmp_path / "b", 2)
-    with pytest.raises(UserError, match=r"no video in the 2 folders of .*Accepted file endings are \.3gp .*\.mp4"):
+    with pytest.raises(
+        UserError, match=r"no video in the 2 folders of .* \(4 \.jpg\)\. Accepted file endings are .*\.3gp .*\.mp4"
+    ):
         open_videos(tmp_path)
 
 
@@ -184,10 +188,12 @@ def test_mmaction2_lists(tmp_path):
 def test_mmaction2_frame_folders(tmp_path):
     frames(tmp_path / "raw" / "clip 1", 5)
     frames(tmp_path / "raw" / "b", 5)
-    (tmp_path / "l.txt").write_text("raw/clip 1 5 1\nraw/b 5 0\nraw/clip 1 5 1\nraw/b 5 0\n")
+    frames(tmp_path / "raw" / "c", 5)
+    (tmp_path / "l.txt").write_text("raw/clip 1 5 1\nraw/b 5 0\nraw/c 5 1\n")
     data = open_videos(tmp_path / "l.txt")
     assert not data.multilabel
-    assert contents(data, "train") == {"raw/clip 1": ["1"], "raw/b": ["0"]}
+    both = contents(data, "train") | contents(data, "val")
+    assert both == {"raw/clip 1": ["1"], "raw/b": ["0"], "raw/c": ["1"]}
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,16 @@ def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path, form, suffix):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("options", [{}, {"int8": True}, {"format": "torch"}])
+def test_a_file_has_the_rights_that_the_umask_leaves(place, tmp_path, options):
+    before = os.umask(0o027)
+    try:
+        path = export(place / "run", out=tmp_path / ("a.pt2" if "format" in options else "a.onnx"), **options).path
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_other_files_of_the_folder_stay(tmp_path):
     own = [tmp_path / name for name in ("a.part.onnx", "a.part8.onnx", "a.int8")]
     for path in own:

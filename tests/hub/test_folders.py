@@ -44,6 +44,18 @@ def test_file_to_folder_to_file(kind, request, tmp_path):
         hub.from_checkpoint(file, folder)
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_of_a_folder_have_the_rights_that_the_umask_leaves(image_file, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        folder = hub.from_checkpoint(image_file, tmp_path / "folder")
+    finally:
+        os.umask(before)
+    rights = {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()}
+    assert "model.safetensors" in rights
+    assert rights == dict.fromkeys(rights, oct(0o666 & ~mask))
+
+
 def test_a_folder_read_back_is_a_checkpoint_that_predicts(image_folder, tmp_path):
     file = hub.to_checkpoint(image_folder, tmp_path / "insects.safetensors")
     picture = torch.randint(0, 256, (40, 50, 3), dtype=torch.uint8).numpy()

@@ -128,6 +128,53 @@ def test_names_count_up_and_a_taken_name_is_refused(recipe: Recipe, tmp_path: Pa
         run.train(dataclasses.replace(recipe, name="exp2"))
 
 
+def test_a_run_that_ended_without_weights_begins_anew_by_the_same_command(start) -> None:
+    killed = start(workers=0, damage="kill,0,4")
+    assert killed.end() < 0
+    assert len(killed.losses()) == 4 and not (killed.folder / "weights").exists()
+    (killed.folder / "notes.txt").write_text("mine")
+    unfinished = killed.folder / "weights" / "last.tmp" / "state.pt"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_bytes(b"half")
+    with pytest.raises(UserError, match=r"holds no state .* Start it again by the command it was started with"):
+        run.train(Recipe(resume=str(killed.folder)))
+    again = start(workers=0, epochs=1)
+    assert again.end() == 0, again.text()
+    assert f"{again.folder} has no weights yet: its run is begun anew" in again.text()
+    assert [line.split("\t")[0] for line in again.losses()] == [str(step) for step in range(len(again.losses()))]
+    assert (again.folder / "log.txt").read_text().count("New run from") == 1
+    assert (again.folder / "notes.txt").read_text() == "mine"
+    assert not unfinished.parent.exists() and not (again.folder / ".lock").exists()
+    taken = start(workers=0, epochs=1)
+    assert taken.end() == 2
+    assert f"{again.folder} exists. Choose another --name, or --resume {again.folder}" in taken.text()
+
+
+def test_a_folder_that_is_being_trained_in_is_refused(start) -> None:
+    running = start(workers=0, damage="hang,0,3")
+    running.wait_for(3)
+    before = {path.name: path.read_bytes() for path in running.folder.iterdir()}
+    second = start(workers=0)
+    assert second.end() == 2
+    assert f"error: Another process is training in {running.folder}. Wait for it" in second.text()
+    assert {path.name: path.read_bytes() for path in running.folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_every_file_of_a_run_has_the_rights_that_the_umask_leaves(recipe: Recipe, tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        folder = run.train(dataclasses.replace(recipe, epochs=1))
+        checkpoint.save(tmp_path / "again.safetensors", *checkpoint.read(folder))
+    finally:
+        os.umask(before)
+    files = [tmp_path / "again.safetensors", *(path for path in folder.rglob("*") if path.is_file())]
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {
+        path.name: oct(0o666 & ~mask) for path in files
+    }
+    assert "best.safetensors" in {path.name for path in files}
+
+
 def test_patience_stops_early(recipe: Recipe) -> None:
     still = dataclasses.replace(recipe, lr=1e-12, min_lr=0.0, epochs=9, patience=2, plots=False)
     progress = last_state(run.train(still))["progress"]

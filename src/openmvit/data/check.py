@@ -1,10 +1,8 @@
-"""A look at a data set before training: counts, balance, unreadable files, duplicates, sizes, lengths."""
+"""A look at a data set before training: counts, balance, unreadable files, copies, sizes, lengths, faults."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import count, repeat
@@ -15,12 +13,19 @@ import numpy as np
 import torch
 
 from openmvit import screen
+from openmvit.data.copies import find_copies
+from openmvit.data.faults import Faults
 from openmvit.data.images import ImageReadError, open_images, read_image
 from openmvit.data.samples import LabelledData
+from openmvit.errors import UserError
 
 _SHOWN = 10
-Finding = tuple[bytes, tuple[float, ...] | None, str]
-"""Hash of a file, its facts or None, and why it has none."""
+_LABELS = 60
+"""Characters of a sample's labels that are shown."""
+Finding = tuple[tuple[float, ...] | None, str]
+"""Facts of a file or None, and why it has none."""
+Group = list[tuple[str, str]]
+"""(split, path) of files with equal bytes, or (path, labels) of those that are labelled differently."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,9 @@ class CheckReport:
         files: per split, number of samples.
         unreadable: (split, path, reason) of files that cannot be decoded.
         duplicates: groups of (split, path) with equal bytes that touch more than one split.
+        conflicts: groups of (path, labels) with equal bytes and different labels.
+        faults: what a training would stop at, in one sentence each; of very many the first.
+        fault_count: of all of them.
         sizes: smallest, median and largest width and height of the readable files in pixels; empty without any. Of
             videos also `fps`, and their length in `seconds`.
         notes: what was decided or left out when the data was opened.
@@ -47,15 +55,18 @@ class CheckReport:
     counts: dict[str, list[int]]
     files: dict[str, int]
     unreadable: list[tuple[str, str, str]]
-    duplicates: list[list[tuple[str, str]]]
+    duplicates: list[Group]
+    conflicts: list[Group]
+    faults: list[str]
+    fault_count: int
     sizes: dict[str, list[float]]
     notes: list[str]
     kind: str = "image"
 
     @property
     def clean(self) -> bool:
-        """No unreadable file and no duplicate across splits."""
-        return not self.unreadable and not self.duplicates
+        """No fault, no unreadable file, no copy across splits or with another label."""
+        return not (self.fault_count or self.unreadable or self.duplicates or self.conflicts)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain lists, numbers and words, for JSON."""
@@ -68,19 +79,24 @@ class CheckReport:
             "imbalance": self.imbalance(),
             "unreadable": [dict(zip(("split", "path", "reason"), row, strict=True)) for row in self.unreadable],
             "duplicates": [[{"split": split, "path": path} for split, path in group] for group in self.duplicates],
+            "conflicts": [[{"path": path, "labels": labels} for path, labels in group] for group in self.conflicts],
+            "faults": self.faults,
+            "fault_count": self.fault_count,
             "sizes": self.sizes,
             "notes": self.notes,
         }
 
     def imbalance(self) -> float:
         """Training samples of the largest class over those of the smallest that has any."""
-        counts = [count for count in self.counts["train"] if count]
-        return max(counts) / min(counts)
+        counts = [count for count in self.counts.get("train", []) if count]
+        return max(counts) / min(counts) if counts else 1.0
 
     def lines(self) -> list[str]:
         """The report as text, lists cut after ten entries."""
         kind = f"{'several labels' if self.multilabel else 'one label'} per {self.kind}"
         text = [f"{self.root}: {len(self.classes)} classes, {kind}"]
+        text.append(f"faults that stop a training: {self.fault_count}")
+        text += cut([f"  {fault}" for fault in self.faults], self.fault_count)
         text += [f"note: {note}" for note in self.notes]
         text += [f"{split}: {number} {self.kind}s" for split, number in self.files.items()]
         text += self._class_lines()
@@ -93,17 +109,17 @@ class CheckReport:
                 text.append(f"{name}: smallest {small}, median {middle}, largest {large}")
         text.append(f"unreadable: {len(self.unreadable)}")
         text += cut([f"  {path}: {reason}" for _, path, reason in self.unreadable])
-        text.append(f"same file in more than one split: {len(self.duplicates)}")
-        text += cut(["  " + " = ".join(path for _, path in group) for group in self.duplicates])
-        return text
+        return text + copy_lines(self.duplicates, self.conflicts)
 
     def last_line(self) -> str:
         """The numbers that decide, for a script."""
-        counts = f"unreadable={len(self.unreadable)} duplicates={len(self.duplicates)}"
-        return f"data check {self.kind}s={sum(self.files.values())} {counts}"
+        counts = f"unreadable={len(self.unreadable)} duplicates={len(self.duplicates)} conflicts={len(self.conflicts)}"
+        return f"data check {self.kind}s={sum(self.files.values())} {counts} faults={self.fault_count}"
 
     def _class_lines(self) -> list[str]:
         """Table of samples per class and split, the balance beneath it."""
+        if not self.classes:
+            return []
         balance = f"balance: the largest training class has {self.imbalance():.1f} x the smallest"
         return [*class_table(self.classes, self.counts), balance]
 
@@ -126,34 +142,60 @@ def check_images(root: str | Path, *, seed: int = 0, val_fraction: float = 0.1, 
         seed, val_fraction: as for training: they decide the split when the data has none.
         workers: processes that decode.
     Raises:
-        UserError: if the data cannot be opened at all.
+        UserError: if the data cannot be opened at all, and this is all that is wrong with them.
     """
-    data = open_images(root, seed=seed, val_fraction=val_fraction)
-    return examine_data(data, examine_image, ("width", "height"), workers, "image")
+    opened = open_all(open_images, root, seed, val_fraction)
+    return examine_data(*opened, examine_image, ("width", "height"), workers, "image")
+
+
+def open_all(
+    opener: Callable[..., LabelledData], root: str | Path, seed: int, val_fraction: float
+) -> tuple[LabelledData, Faults]:
+    """What can be opened of data with faults, and the faults; nothing where the last one leaves nothing.
+
+    Raises:
+        UserError: if the data cannot be opened at all, and this is all that is wrong with them.
+    """
+    faults = Faults(collect=True)
+    try:
+        return opener(root, seed=seed, val_fraction=val_fraction, faults=faults), faults
+    except UserError as error:
+        if not faults.count:
+            raise
+        faults.note(error)
+        return LabelledData((), {}, False, Path(root)), faults
 
 
 def examine_data(
-    data: LabelledData, examine: Callable[[str], Finding], facts: tuple[str, ...], workers: int, kind: str
+    data: LabelledData,
+    faults: Faults,
+    examine: Callable[[str], Finding],
+    facts: tuple[str, ...],
+    workers: int,
+    kind: str,
 ) -> CheckReport:
     """Look at every file of opened data.
 
     Args:
         data: what was opened.
-        examine: by path: hash of the bytes (empty if there are none), the facts or None, and why it has none.
+        faults: what was found wrong on the way.
+        examine: by path: the facts or None, and why it has none.
         facts: names of the numbers that `examine` gives.
         workers: processes.
         kind: what a sample is, for the text.
     """
     unreadable: list[tuple[str, str, str]] = []
-    seen: dict[bytes, dict[tuple[str, str], None]] = {}
     found: list[tuple[float, ...]] = []
-    for split, _, path, (digest, values, reason) in examine_all(data.splits, examine, workers):
-        if digest:
-            seen.setdefault(digest, {})[split, path] = None
+    for split, _, path, (values, reason) in examine_all(data.splits, examine, workers):
         if values is None:
             unreadable.append((split, path, reason))
         else:
             found.append(values)
+
+    def label(split: str, index: int) -> str:
+        return " + ".join(data.classes[number] for number in data.splits[split].labels(index))
+
+    duplicates, conflicts = copies_in(data.splits, label, lambda split, index: data.splits[split].span(index))
     return CheckReport(
         root=str(data.root),
         classes=data.classes,
@@ -161,7 +203,10 @@ def examine_data(
         counts={split: table.class_counts(len(data.classes)).tolist() for split, table in data.splits.items()},
         files={split: len(table) for split, table in data.splits.items()},
         unreadable=unreadable,
-        duplicates=across_splits(seen),
+        duplicates=duplicates,
+        conflicts=conflicts,
+        faults=[str(fault) for fault in faults.found],
+        fault_count=faults.count,
         sizes=summary(found, facts),
         notes=data.notes,
         kind=kind,
@@ -201,23 +246,49 @@ def _examine_splits(
 
 
 def examine_image(path: str) -> Finding:
-    """Hash of the bytes (empty if there are none), width and height or None, and why it cannot be decoded."""
+    """Width and height or None, and why it cannot be decoded."""
     try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        return b"", None, error.strerror or type(error).__name__
-    if not content:
-        return b"", None, "the file is empty"
-    digest = hashlib.blake2b(content, digest_size=16).digest()
-    try:
-        return digest, read_image(path, io.BytesIO(content)).size, ""
+        return read_image(path).size, ""
     except ImageReadError as error:
-        return digest, None, error.reason
+        return None, error.reason
 
 
-def across_splits(seen: dict[bytes, dict[tuple[str, str], None]]) -> list[list[tuple[str, str]]]:
-    """Groups of (split, path) with equal bytes that touch more than one split."""
-    return [list(group) for group in seen.values() if len({split for split, _ in group}) > 1]
+def copies_in(
+    splits: Mapping[str, Files], label: Callable[[str, int], str], part: Callable[[str, int], object]
+) -> tuple[list[Group], list[Group]]:
+    """Files with equal bytes: groups that touch more than one split, and groups whose labels differ.
+
+    Args:
+        splits: tables of files.
+        label: of a sample, in words.
+        part: of its file that a sample is; different parts may well have different labels.
+    """
+    places = [(split, index) for split, table in splits.items() for index in range(len(table))]
+    groups = find_copies(len(places), lambda number: splits[places[number][0]].path(places[number][1]))
+    across: list[Group] = []
+    differing: list[Group] = []
+    for group in groups:
+        own = [places[number] for number in group]
+        if len({split for split, _ in own}) > 1:
+            across.append(list(dict.fromkeys((split, str(splits[split].path(index))) for split, index in own)))
+        parts: dict[object, Group] = {}
+        for split, index in own:
+            parts.setdefault(part(split, index), []).append((str(splits[split].path(index)), label(split, index)))
+        differing += [same for same in parts.values() if len({words for _, words in same}) > 1]
+    return across, differing
+
+
+def copy_lines(duplicates: Sequence[Group], conflicts: Sequence[Group]) -> list[str]:
+    """Both kinds of copies as text."""
+    text = [f"same file in more than one split: {len(duplicates)}"]
+    text += cut(["  " + " = ".join(path for _, path in group) for group in duplicates])
+    text.append(f"same file with different labels: {len(conflicts)}")
+    rows = ["  " + " = ".join(f"{path} ({_shortened(labels)})" for path, labels in group) for group in conflicts]
+    return text + cut(rows)
+
+
+def _shortened(labels: str) -> str:
+    return labels if len(labels) <= _LABELS else f"{labels[: _LABELS - 3]}..."
 
 
 def summary(found: list[tuple[float, ...]], facts: tuple[str, ...]) -> dict[str, list[float]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openmvit.data.check import across_splits, class_table, cut, examine_all, examine_image, summary
+from openmvit.data.check import Group, class_table, copies_in, copy_lines, cut, examine_all, examine_image, summary
 from openmvit.data.coco import WRONG_SIZE, wrong_size
 from openmvit.data.detection_faults import UNREADABLE, Fault
 from openmvit.data.detection_layouts import open_detection
@@ -34,6 +35,7 @@ class DetectionReport:
         areas: per split, instances of small, medium and large area.
         unreadable: (split, path, reason) of pictures that cannot be decoded.
         duplicates: groups of (split, path) with equal bytes that touch more than one split.
+        conflicts: groups of (path, instances) with equal bytes and different annotations.
         sizes: smallest, median and largest width and height of the readable pictures; empty without any.
         notes: what was decided when the data was opened.
         faults: what is wrong with single pictures and annotations.
@@ -50,7 +52,8 @@ class DetectionReport:
     crowds: dict[str, int]
     areas: dict[str, list[int]]
     unreadable: list[tuple[str, str, str]]
-    duplicates: list[list[tuple[str, str]]]
+    duplicates: list[Group]
+    conflicts: list[Group]
     sizes: dict[str, list[float]]
     notes: list[str]
     faults: list[Fault]
@@ -58,8 +61,8 @@ class DetectionReport:
 
     @property
     def clean(self) -> bool:
-        """No unreadable picture, no duplicate across splits, no fault."""
-        return not (self.unreadable or self.duplicates or self.fault_counts)
+        """No unreadable picture, no copy across splits or with other annotations, no fault."""
+        return not (self.unreadable or self.duplicates or self.conflicts or self.fault_counts)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain lists, numbers and words, for JSON."""
@@ -71,6 +74,7 @@ class DetectionReport:
             "areas": {split: dict(zip(_AREAS, counts, strict=True)) for split, counts in self.areas.items()},
             "unreadable": [dict(zip(("split", "path", "reason"), row, strict=True)) for row in self.unreadable],
             "duplicates": [[{"split": split, "path": path} for split, path in group] for group in self.duplicates],
+            "conflicts": [[{"path": path, "labels": labels} for path, labels in group] for group in self.conflicts],
         }
 
     def lines(self) -> list[str]:
@@ -89,13 +93,11 @@ class DetectionReport:
             text.append(f"width x height: smallest {small}, median {middle}, largest {large} (each side by itself)")
         text.append(f"unreadable: {len(self.unreadable)}")
         text += cut([f"  {path}: {reason}" for _, path, reason in self.unreadable])
-        text.append(f"same file in more than one split: {len(self.duplicates)}")
-        text += cut(["  " + " = ".join(path for _, path in group) for group in self.duplicates])
-        return text + self._fault_lines()
+        return text + copy_lines(self.duplicates, self.conflicts) + self._fault_lines()
 
     def last_line(self) -> str:
         """The numbers that decide, for a script."""
-        counts = f"unreadable={len(self.unreadable)} duplicates={len(self.duplicates)}"
+        counts = f"unreadable={len(self.unreadable)} duplicates={len(self.duplicates)} conflicts={len(self.conflicts)}"
         return f"data check images={sum(self.files.values())} {counts} faults={sum(self.fault_counts.values())}"
 
     def _fault_lines(self) -> list[str]:
@@ -123,7 +125,8 @@ def check_detection(root: str | Path, *, seed: int = 0, val_fraction: float = 0.
     data = open_detection(root, seed=seed, val_fraction=val_fraction)
     log, note = data.faults, data.faults.note()
     unreadable = [(fault.split, fault.where, fault.what) for fault in log.faults if fault.kind == UNREADABLE]
-    found, duplicates = _decode(data, unreadable, workers)
+    found = _decode(data, unreadable, workers)
+    duplicates, conflicts = copies_in(data.splits, partial(_instances, data), lambda split, index: None)
     tables, classes = data.splits, len(data.classes)
     return DetectionReport(
         root=str(data.root),
@@ -137,6 +140,7 @@ def check_detection(root: str | Path, *, seed: int = 0, val_fraction: float = 0.
         areas={split: _area_counts(table) for split, table in tables.items()},
         unreadable=unreadable,
         duplicates=duplicates,
+        conflicts=conflicts,
         sizes=summary(found, ("width", "height")),
         notes=[line for line in data.notes if line != note],
         faults=[fault for fault in log.faults if fault.kind != UNREADABLE],
@@ -144,15 +148,10 @@ def check_detection(root: str | Path, *, seed: int = 0, val_fraction: float = 0.
     )
 
 
-def _decode(
-    data: DetectionData, unreadable: list[tuple[str, str, str]], workers: int
-) -> tuple[list[tuple[float, ...]], list[list[tuple[str, str]]]]:
-    """Sizes of the readable pictures and duplicates across splits; adds to `unreadable` and to the faults."""
+def _decode(data: DetectionData, unreadable: list[tuple[str, str, str]], workers: int) -> list[tuple[float, ...]]:
+    """Sizes of the readable pictures; adds to `unreadable` and to the faults."""
     found: list[tuple[float, ...]] = []
-    seen: dict[bytes, dict[tuple[str, str], None]] = {}
-    for split, index, path, (digest, values, reason) in examine_all(data.splits, examine_image, workers):
-        if digest:
-            seen.setdefault(digest, {})[split, path] = None
+    for split, index, path, (values, reason) in examine_all(data.splits, examine_image, workers):
         if values is None:
             unreadable.append((split, path, reason))
             continue
@@ -160,7 +159,15 @@ def _decode(
         own, annotated = (int(values[1]), int(values[0])), data.splits[split].size(index)
         if own != annotated:
             data.faults.add(WRONG_SIZE, split, path, wrong_size(annotated, own))
-    return found, across_splits(seen)
+    return found
+
+
+def _instances(data: DetectionData, split: str, index: int) -> str:
+    """Classes and boxes of a picture's instances to the pixel, in words."""
+    known = data.splits[split].annotations(index)
+    boxes = zip(known.labels, known.boxes, strict=True)
+    found = sorted(f"{data.classes[label]} at {', '.join(f'{side:.0f}' for side in box)}" for label, box in boxes)
+    return f"{len(found)} instances: {'; '.join(found)}" if found else "no instance"
 
 
 def _area_counts(table: DetectionTable) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import av
 import torch
 
 from openmvit import screen
-from openmvit.data.check import CheckReport, Finding, examine_data
+from openmvit.data.check import CheckReport, Finding, examine_data, open_all
 from openmvit.data.clips import scaled_size
 from openmvit.data.folders import walk_samples
 from openmvit.data.video import probe_video
@@ -25,7 +24,6 @@ from openmvit.data.video_reader import VideoDecodeError
 from openmvit.data.videos import VIDEOS, open_videos
 from openmvit.errors import UserError
 
-_PIECE = 1 << 20
 _KEPT = frozenset({".mp4", ".m4v", ".mov", ".mkv"})
 _LISTS = frozenset({".csv", ".jsonl", ".json", ".txt"})
 _GOP = 12
@@ -39,38 +37,19 @@ def check_videos(root: str | Path, *, seed: int = 0, val_fraction: float = 0.1, 
         root, seed, val_fraction: as for training.
         workers: processes that decode.
     Raises:
-        UserError: if the data cannot be opened at all.
+        UserError: if the data cannot be opened at all, and this is all that is wrong with them.
     """
-    data = open_videos(root, seed=seed, val_fraction=val_fraction)
-    return examine_data(data, _examine, ("width", "height", "fps", "seconds"), workers, "video")
+    opened = open_all(open_videos, root, seed, val_fraction)
+    return examine_data(*opened, _examine, ("width", "height", "fps", "seconds"), workers, "video")
 
 
 def _examine(path: str) -> Finding:
-    """Hash, width, height, rate and length of one video."""
-    try:
-        digest = _digest(Path(path))
-    except OSError as error:
-        return b"", None, error.strerror or type(error).__name__
+    """Width, height, rate and length of one video, or why they cannot be had."""
     try:
         (width, height), fps, frames = probe_video(path)
     except VideoDecodeError as error:
-        return digest, None, error.reason
-    return digest, (width, height, fps, frames / fps), ""
-
-
-def _digest(path: Path) -> bytes:
-    """Hash of a file's bytes, or of the first, middle and last picture of a folder; empty for no bytes."""
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if VIDEOS.is_frame(p.name))
-        picked = [files[i] for i in sorted({0, len(files) // 2, len(files) - 1})] if files else []
-        parts = [str(len(files)).encode(), *(p.read_bytes() for p in picked)]
-        return hashlib.blake2b(b"".join(parts), digest_size=16).digest() if files else b""
-    digest, size = hashlib.blake2b(digest_size=16), 0
-    with path.open("rb") as stream:
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
-            size += len(piece)
-    return digest.digest() if size else b""
+        return None, error.reason
+    return (width, height, fps, frames / fps), ""
 
 
 @dataclass(frozen=True)
@@ -113,7 +92,7 @@ def prepare_videos(root: str | Path, out: str | Path, *, short_side: int = 256, 
         raise UserError(f"{out} lies in {root}", "Name a folder outside of it")
     if short_side < 16:
         raise UserError(f"short_side is {short_side}", "Give pixels, such as 256")
-    paths = [path for path, good in walk_samples(root, "", VIDEOS) if good and VIDEOS.accepts(path)]
+    paths = [path for path, good in walk_samples(root, "", VIDEOS) if good and (root / path).is_file()]
     if not paths:
         raise UserError(f"no video below {root}", f"Accepted file endings are {' '.join(sorted(VIDEOS.suffixes))}")
     encoded = _encode_all(paths, partial(_prepare, root, out, short_side), workers)

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
+from openmvit.data.faults import Faults
 from openmvit.data.samples import LabelledData, SampleTable
 from openmvit.errors import UserError
 
 ORDER_FILE = "classes.txt"
 
 
-def in_order(data: LabelledData) -> LabelledData:
+def in_order(data: LabelledData, faults: Faults) -> LabelledData:
     """The data with its classes in the order of classes.txt, one name per line, in the folder or beside the list.
 
-    Without such a file the data stay as they are.
+    Without such a file, or with one that does not fit while faults are collected, the data stay as they are.
 
     Raises:
         UserError: if the file leaves out a class, or names one twice or one that the data do not have.
@@ -26,7 +27,11 @@ def in_order(data: LabelledData) -> LabelledData:
         return data
     text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
-    _check(file, names, data)
+    try:
+        _check(file, names, data)
+    except UserError as error:
+        faults.note(error)
+        return data
     new = {name: number for number, name in enumerate(names)}
     numbers = np.array([new[name] for name in data.classes], dtype=np.int32)
     splits = {split: _renumbered(table, numbers) for split, table in data.splits.items()}

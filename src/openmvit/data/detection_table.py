@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from openmvit.data.copies import about_copies, find_copies, keep_together
 from openmvit.data.counter import mix
 from openmvit.data.detection_faults import FaultLog
 from openmvit.errors import UserError
@@ -342,6 +343,8 @@ class DetectionData:
 def hold_out(data: DetectionData, val_fraction: float, seed: int) -> DetectionData:
     """Move a share of the training pictures to `val`, a pure function of the data, the share and the seed.
 
+    Pictures with the same bytes go to the same side.
+
     Args:
         val_fraction: share of the pictures, between 0 and 1; at least one picture is held out and one is kept.
         seed: decides which.
@@ -356,7 +359,14 @@ def hold_out(data: DetectionData, val_fraction: float, seed: int) -> DetectionDa
     generator = torch.Generator()
     generator.manual_seed(mix(seed, len(train)))
     shuffled = torch.randperm(len(train), generator=generator).numpy()
-    count = min(max(round(len(train) * val_fraction), 1), len(train) - 1)
-    note = f"no validation split: {count} of {len(train)} images held out (seed {seed})"
-    parts = {"train": train.subset(np.sort(shuffled[count:])), "val": train.subset(np.sort(shuffled[:count]))}
-    return replace(data, splits={**data.splits, **parts}, notes=[*data.notes, note], held_out=True)
+    held_out = np.zeros(len(train), dtype=bool)
+    held_out[shuffled[: min(max(round(len(train) * val_fraction), 1), len(train) - 1)]] = True
+    copies = find_copies(len(train), train.path)
+    keep_together(held_out, copies, shuffled, np.zeros(len(train), np.int64))
+    if not held_out.any():
+        raise UserError(f"all pictures of {data.root} are the same, so none can be held out", "Add pictures")
+    note = f"no validation split: {held_out.sum()} of {len(train)} images held out (seed {seed})"
+    parts = {"train": train.subset(np.flatnonzero(~held_out)), "val": train.subset(np.flatnonzero(held_out))}
+    return replace(
+        data, splits={**data.splits, **parts}, notes=[*data.notes, note, *about_copies(copies)], held_out=True
+    )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from openmvit.data.counter import sample_generator
+from openmvit.data.faults import Faults
 from openmvit.data.layouts import open_labelled
 from openmvit.data.samples import FileKind, FileReadError, LabelledData, SampleTable, read_or_replace
 
@@ -42,12 +43,14 @@ class ImageReadError(FileReadError):
     """A file that cannot be decoded as an image."""
 
 
-def open_images(root: str | Path, *, seed: int = 0, val_fraction: float = 0.1) -> LabelledData:
+def open_images(
+    root: str | Path, *, seed: int = 0, val_fraction: float = 0.1, faults: Faults | None = None
+) -> LabelledData:
     """Labelled images of a folder or CSV file; see `open_labelled` for the layouts and errors.
 
     A file classes.txt fixes the order of the classes, such as those of ImageNet-1K before the rest of ImageNet-21K.
     """
-    return open_labelled(root, IMAGES, seed=seed, val_fraction=val_fraction)
+    return open_labelled(root, IMAGES, seed=seed, val_fraction=val_fraction, faults=faults)
 
 
 def read_image(path: str | Path, stream: BinaryIO | None = None) -> Image.Image:
@@ -73,6 +76,17 @@ def read_image(path: str | Path, stream: BinaryIO | None = None) -> Image.Image:
         raise ImageReadError(path, error.reason) from None
     except Exception as error:  # decoders of damaged files raise nearly every type
         raise ImageReadError(path, _reason(path, error, stream)) from error
+
+
+def is_moving(path: Path) -> bool:
+    """Whether a file is a picture of several frames; an unreadable one is not."""
+    try:
+        with Image.open(path) as image:
+            return bool(getattr(image, "is_animated", False))
+    except MemoryError:
+        raise
+    except Exception:  # as in `read_image`, which says why
+        return False
 
 
 def upright_size(path: str | Path) -> tuple[int, int]:

@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
+from openmvit.data.faults import Faults
 from openmvit.data.folders import VALIDATION_NAMES, split_data
 from openmvit.data.samples import FileKind, LabelledData, SampleTable
 from openmvit.errors import UserError
@@ -39,7 +40,7 @@ class _Row:
     end: float
 
 
-def open_lists(root: Path, kind: FileKind, seed: int, val_fraction: float) -> LabelledData:
+def open_lists(root: Path, kind: FileKind, seed: int, val_fraction: float, faults: Faults) -> LabelledData:
     """Read one list (with a `split` column, or split by `seed`), or a folder with train.csv and val.csv (or .jsonl).
 
     Several labels in any row make the data multi-label.
@@ -48,21 +49,25 @@ def open_lists(root: Path, kind: FileKind, seed: int, val_fraction: float) -> La
         UserError: naming file and line of a row that cannot be used.
     """
     files = {"": root} if root.is_file() else _split_files(root)
-    rows = {file: list(_read(file, kind)) for file in files.values()}
+    rows = {file: list(_read(file, kind, faults)) for file in files.values()}
     grouped: dict[str, tuple[Path, list[_Row]]] = {}
     for split, file in files.items():
         for row in rows[file]:
-            name = split or _split_name(row, file)
+            try:
+                name = split or _split_name(row, file)
+            except UserError as error:
+                faults.note(error)
+                continue
             grouped.setdefault(name, (file, []))[1].append(row)
     if "train" not in grouped:
         raise UserError(f"{root} has no training rows", "Add rows path,label")
     classes = tuple(sorted({label for row in grouped["train"][1] for label in row.labels}))
     if len(classes) == 1:
-        raise UserError(f"{root} has one class only ({classes[0]!r})", "Training needs rows of at least two classes")
+        faults.add(f"{root} has one class only ({classes[0]!r})", "Training needs rows of at least two classes")
     multilabel = any(len(row.labels) > 1 for _, part in grouped.values() for row in part)
-    tables = {split: _table(file, part, classes) for split, (file, part) in grouped.items()}
+    tables = {split: _table(file, part, classes, faults) for split, (file, part) in grouped.items()}
     data = LabelledData(classes, tables, multilabel, root, [])
-    return data if "val" in tables else split_data(data, val_fraction, seed)
+    return data if "val" in tables else split_data(data, val_fraction, seed, faults)
 
 
 def has_lists(root: Path) -> bool:
@@ -90,28 +95,41 @@ def _split_name(row: _Row, file: Path) -> str:
     return name
 
 
-def _read(file: Path, kind: FileKind) -> Iterator[_Row]:
+def _read(file: Path, kind: FileKind, faults: Faults) -> Iterator[_Row]:
     """The rows of one list, checked one by one."""
-    columns: dict[str, int] | None = None
+    cells_of = _json_rows if file.suffix.lower() == ".jsonl" else _csv_rows
     try:
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
-            if file.suffix.lower() == ".jsonl":
-                for line, text in enumerate(stream, 1):
-                    if text.strip():
-                        yield _row(_json_cells(text, line, file), _JSON, line, file, kind)
-                return
-            reader = csv.reader(stream)
-            for cells in reader:
-                cells = [cell.strip() for cell in cells]
-                if not any(cells):
+            for line, cells, columns in cells_of(stream, kind):
+                try:
+                    cells = _json_cells(cells, line, file) if isinstance(cells, str) else cells
+                    row = _row(cells, columns, line, file, kind)
+                except UserError as error:
+                    faults.note(error)
                     continue
-                if columns is None:
-                    columns = _header(cells, kind)
-                    if columns:
-                        continue
-                yield _row(cells, columns, reader.line_num, file, kind)
+                yield row
     except (OSError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as CSV ({error})", "Give a text file with path,label rows") from error
+
+
+def _json_rows(stream: TextIO, kind: FileKind) -> Iterator[tuple[int, str, dict[str, int]]]:
+    """Number and text of every line, and the columns of its cells."""
+    yield from ((line, text, _JSON) for line, text in enumerate(stream, 1) if text.strip())
+
+
+def _csv_rows(stream: TextIO, kind: FileKind) -> Iterator[tuple[int, list[str], dict[str, int] | None]]:
+    """Number and cells of every row behind the header, and its columns."""
+    columns: dict[str, int] | None = None
+    reader = csv.reader(stream)
+    for cells in reader:
+        cells = [cell.strip() for cell in cells]
+        if not any(cells):
+            continue
+        if columns is None:
+            columns = _header(cells, kind)
+            if columns:
+                continue
+        yield reader.line_num, cells, columns
 
 
 _JSON = {name: number for number, name in enumerate(("path", "label", "split", "start", "end"))}
@@ -133,7 +151,7 @@ def _json_cells(text: str, line: int, file: Path) -> list[str]:
 
 def _header(cells: list[str], kind: FileKind) -> dict[str, int]:
     """Columns by the names in the first line; empty when that line already names a sample."""
-    if any(kind.accepts(cell) for cell in cells):
+    if any(kind.takes(cell) for cell in cells):
         return {}
     lower = [cell.lower() for cell in cells]
     found = {
@@ -161,7 +179,7 @@ def _row(cells: list[str], header: dict[str, int] | None, line: int, file: Path,
     labels = tuple(sorted({label for label in labels if label}))
     if not labels:
         raise UserError(f"{where} has no label", "Write path,label in every row or remove the row")
-    if not kind.accepts(path) and not (kind.frame_suffixes and (file.parent / path).is_dir()):
+    if not kind.takes(path) and not (kind.frame_suffixes and (file.parent / path).is_dir()):
         accepted = " ".join(sorted(kind.suffixes))
         raise UserError(f"{where}: {path!r} is no {kind.name} by its ending", f"Accepted file endings are {accepted}")
     if not (file.parent / path).exists():
@@ -185,20 +203,22 @@ def _seconds(text: str, where: str) -> float:
         raise UserError(f"{where}: {text!r} is no time", "Write start and end in seconds, such as 12.5") from None
 
 
-def _table(file: Path, rows: list[_Row], classes: tuple[str, ...]) -> SampleTable:
+def _table(file: Path, rows: list[_Row], classes: tuple[str, ...], faults: Faults) -> SampleTable:
     """Rows of one split as a table.
 
     Raises:
         UserError: if a row carries a label that no training row has.
     """
-    numbers = {name: number for number, name in enumerate(classes)}
+    numbers, known = {name: number for number, name in enumerate(classes)}, list[_Row]()
     for row in rows:
         unknown = [label for label in row.labels if label not in numbers]
         if unknown:
-            raise UserError(
+            faults.add(
                 f"line {row.line} of {file}: label {unknown[0]!r} is not among the {len(classes)} training classes",
                 "Correct the label, or add training rows of this class",
             )
-    times = np.array([(row.start, row.end) for row in rows])
-    numbered = ((row.path, sorted(numbers[label] for label in row.labels)) for row in rows)
+        else:
+            known.append(row)
+    times = np.array([(row.start, row.end) for row in known])
+    numbered = ((row.path, sorted(numbers[label] for label in row.labels)) for row in known)
     return SampleTable.build(file.parent, numbered, None if np.isnan(times).all() else times)

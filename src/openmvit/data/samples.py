@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openmvit.data.copies import keep_together
 from openmvit.data.counter import mix
 from openmvit.errors import UserError
 
@@ -23,6 +24,7 @@ LOST = 2
 """`bad` of a sample for which ten others were unreadable too: its pixels are all zeros and not to be trained on."""
 
 _TRIES = 10
+_LOOKED = 8
 _T = TypeVar("_T")
 
 
@@ -50,15 +52,33 @@ class FileKind:
         name: the singular, for messages ("image").
         suffixes: accepted endings, lower case with the dot.
         frame_suffixes: endings of the pictures whose folder is a sample too (a video as a folder of frames).
+        moving_suffixes: endings of pictures that may move, which are samples where they do and no other pictures are
+            beside them.
+        moves: whether such a file does.
     """
 
     name: str
     suffixes: frozenset[str]
     frame_suffixes: frozenset[str] = frozenset()
+    moving_suffixes: frozenset[str] = frozenset()
+    moves: Callable[[Path], bool] = lambda path: False
 
     def accepts(self, file_name: str) -> bool:
         """Whether the name ends like a file of this kind, in upper or lower case."""
         return os.path.splitext(file_name)[1].lower() in self.suffixes  # noqa: PTH122 - a Path per file is slow
+
+    def may_move(self, file_name: str) -> bool:
+        """Whether the name ends like a picture that may move."""
+        return os.path.splitext(file_name)[1].lower() in self.moving_suffixes  # noqa: PTH122
+
+    def takes(self, file_name: str) -> bool:
+        """Whether a file that was named by itself may be a sample."""
+        return self.accepts(file_name) or self.may_move(file_name)
+
+    def most_move(self, paths: Sequence[Path]) -> bool:
+        """Whether more than half of these pictures move, by a few of them."""
+        looked = paths[:: -(-len(paths) // _LOOKED)] if paths else []
+        return 2 * sum(map(self.moves, looked)) > len(looked)
 
     def is_frame(self, file_name: str) -> bool:
         """Whether the name ends like a picture of a folder of frames."""
@@ -196,14 +216,18 @@ def read_or_replace(
     return None, index, LOST
 
 
-def stratified_split(table: SampleTable, val_fraction: float, seed: int) -> tuple[SampleTable, SampleTable, int]:
-    """Hold out the same share of every class; a pure function of the table, the share and the seed.
+def stratified_split(
+    table: SampleTable, val_fraction: float, seed: int, copies: Sequence[Sequence[int]] = ()
+) -> tuple[SampleTable, SampleTable, int]:
+    """Hold out the same share of every class; a pure function of the arguments.
 
     A class gives `round(n * val_fraction)` samples to validation, at least one and never all; the only sample of a
     class stays in training. A sample with several labels is counted with its lowest one.
 
+    Args:
+        copies: groups of samples that go to the same side.
     Returns:
-        training table, validation table, number of classes that are too small to be held out.
+        training table, validation table, number of classes of which none could be held out.
     Raises:
         UserError: if the share is not between 0 and 1.
     """
@@ -215,10 +239,10 @@ def stratified_split(table: SampleTable, val_fraction: float, seed: int) -> tupl
     labels = table.first_labels()
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     held_out = np.zeros(len(table), dtype=bool)
-    single = 0
     counts = np.bincount(labels)
     for start, count in zip(np.cumsum(counts) - counts, counts, strict=True):
-        single += int(count == 1)
         share = min(max(round(float(count) * val_fraction), 1), int(count) - 1) if count > 1 else 0
         held_out[by_class[start : start + share]] = True
+    keep_together(held_out, copies, by_class, labels)
+    single = int(((counts > 0) & (np.bincount(labels[held_out], minlength=len(counts)) == 0)).sum())
     return table.subset(np.flatnonzero(~held_out)), table.subset(np.flatnonzero(held_out)), single

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from openmvit.data.faults import Faults
 from openmvit.data.folders import VALIDATION_NAMES, split_data, walk_samples
 from openmvit.data.samples import FileKind, LabelledData, SampleTable
 from openmvit.errors import UserError
@@ -20,7 +21,7 @@ _CLASS_FILES = ("classes.txt", "labels.txt", "label_map*.txt", "*label_map*.txt"
 _NUMBERED = re.compile(r".*\S[ \t]+\d+")
 
 
-def published_layout(root: Path) -> Callable[[Path, FileKind, int, float], LabelledData] | None:
+def published_layout(root: Path) -> Callable[[Path, FileKind, int, float, Faults], LabelledData] | None:
     """What reads `root`, if it is one of the published forms."""
     if root.is_dir() and _ssv2_labels(root) is not None:
         return open_ssv2
@@ -34,7 +35,7 @@ def published_layout(root: Path) -> Callable[[Path, FileKind, int, float], Label
     return open_numbered if first.suffix.lower() == ".txt" or ("," not in line and _NUMBERED.fullmatch(line)) else None
 
 
-def open_kinetics(root: Path, kind: FileKind, seed: int, val_fraction: float) -> LabelledData:
+def open_kinetics(root: Path, kind: FileKind, seed: int, val_fraction: float, faults: Faults) -> LabelledData:
     """Kinetics' own CSV files beside the videos, wherever these lie below: `id_000010_000020.mp4`, or whole `id.mp4`.
 
     Listed videos that are not there (many are gone from their source) are left out and counted in the notes.
@@ -53,7 +54,7 @@ def open_kinetics(root: Path, kind: FileKind, seed: int, val_fraction: float) ->
             if split == "test" and "label" not in (reader.fieldnames or []):
                 notes.append(f"{file.name} has no labels and is left out")
                 continue
-            rows = [_kinetics_row(row, found, f"line {reader.line_num} of {file}") for row in reader]
+            rows = list(_kinetics_rows(reader, found, file, faults))
         parts[split] = [row for row in rows if row is not None]
         if not parts[split]:
             raise UserError(f"none of the {len(rows)} videos of {file} is below {folder}", "Put the videos there")
@@ -66,7 +67,18 @@ def open_kinetics(root: Path, kind: FileKind, seed: int, val_fraction: float) ->
         for split, rows in parts.items()
     }
     data = LabelledData(classes, tables, False, root, notes)
-    return data if "val" in tables else split_data(data, val_fraction, seed)
+    return data if "val" in tables else split_data(data, val_fraction, seed, faults)
+
+
+def _kinetics_rows(
+    reader: csv.DictReader[str], found: dict[str, str], file: Path, faults: Faults
+) -> Iterator[tuple[str, str, float, float] | None]:
+    """What `_kinetics_row` gives for every row that is whole."""
+    for row in reader:
+        try:
+            yield _kinetics_row(row, found, f"line {reader.line_num} of {file}")
+        except UserError as error:
+            faults.note(error)
 
 
 def _kinetics_row(row: dict[str, str], found: dict[str, str], where: str) -> tuple[str, str, float, float] | None:
@@ -88,7 +100,7 @@ def _times(rows: list[tuple[str, str, float, float]]) -> np.ndarray | None:
     return None if np.isnan(times).all() else times
 
 
-def open_ssv2(root: Path, kind: FileKind, seed: int, val_fraction: float) -> LabelledData:
+def open_ssv2(root: Path, kind: FileKind, seed: int, val_fraction: float, faults: Faults) -> LabelledData:
     """Something-Something v2 as published: label, train and validation JSON, videos or frame folders named by id.
 
     Raises:
@@ -105,7 +117,7 @@ def open_ssv2(root: Path, kind: FileKind, seed: int, val_fraction: float) -> Lab
     for split, names in (("train", ("train",)), ("val", VALIDATION_NAMES)):
         list_file = next((p for name in names if (p := file.with_name(f"{stem}{name}.json")).is_file()), None)
         if list_file is not None:
-            rows = list(_ssv2_rows(list_file, numbers))
+            rows = list(_ssv2_rows(list_file, numbers, faults))
             there = [(found[name], (number,)) for name, number in rows if name in found]
             if not there:
                 raise UserError(f"none of the {len(rows)} videos of {list_file} is below {root}", "Put them there")
@@ -116,16 +128,17 @@ def open_ssv2(root: Path, kind: FileKind, seed: int, val_fraction: float) -> Lab
     if "train" not in tables:
         raise UserError(f"{file.parent} has no training list", f"Put {stem}train.json beside {file.name}")
     data = LabelledData(classes, tables, False, root, notes)
-    return data if "val" in tables else split_data(data, val_fraction, seed)
+    return data if "val" in tables else split_data(data, val_fraction, seed, faults)
 
 
-def _ssv2_rows(file: Path, numbers: dict[str, int]) -> Iterator[tuple[str, int]]:
+def _ssv2_rows(file: Path, numbers: dict[str, int], faults: Faults) -> Iterator[tuple[str, int]]:
     """Id and class number of every entry; the label is the template without its brackets."""
     for place, entry in enumerate(json.loads(file.read_text(encoding="utf-8")), 1):
         label = re.sub(r"[\[\]]", "", entry.get("template", ""))
         if label not in numbers:
             where = f"entry {place} of {file} (id {entry.get('id')})"
-            raise UserError(f"{where} has the unknown template {label!r}", "Use lists of the same release")
+            faults.add(f"{where} has the unknown template {label!r}", "Use lists of the same release")
+            continue
         yield str(entry["id"]), numbers[label]
 
 
@@ -136,7 +149,7 @@ def _ssv2_labels(root: Path) -> Path | None:
     return next((p / name for p in places for name in names if (p / name).is_file()), None)
 
 
-def open_numbered(root: Path, kind: FileKind, seed: int, val_fraction: float) -> LabelledData:
+def open_numbered(root: Path, kind: FileKind, seed: int, val_fraction: float, faults: Faults) -> LabelledData:
     """Lists of `path label [label ...]` by class number, as SlowFast (.csv) and mmaction2 (.txt) have them.
 
     A folder of pictures may have its number of frames before the label. Paths are absolute, or start from the folder
@@ -149,7 +162,7 @@ def open_numbered(root: Path, kind: FileKind, seed: int, val_fraction: float) ->
     lists = _split_lists(root) if root.is_dir() else {"train": root}
     folder = root if root.is_dir() else root.parent
     notes: list[str] = []
-    parts = {split: list(_numbered_rows(file, kind, notes)) for split, file in lists.items()}
+    parts = {split: list(_numbered_rows(file, kind, notes, faults)) for split, file in lists.items()}
     names_file = next(
         (p for pattern in _CLASS_FILES for p in sorted(folder.glob(pattern)) if p not in lists.values()), None
     )
@@ -160,41 +173,61 @@ def open_numbered(root: Path, kind: FileKind, seed: int, val_fraction: float) ->
         classes = tuple(text for _, text in _lines(names_file))
         notes.append(f"{len(classes)} class names from {names_file.name}")
     for split, rows in parts.items():
-        for line, _, labels in rows:
-            bad = [label for label in labels if label not in known or label >= len(classes)]
+        for row in list(rows):
+            bad = [label for label in row[2] if label not in known or label >= len(classes)]
             if bad:
                 what = "no training row has" if bad[0] not in known else f"the {len(classes)} class names do not reach"
-                raise UserError(f"line {line} of {lists[split]} has label {bad[0]}, which {what}", "Correct the list")
+                faults.add(f"line {row[0]} of {lists[split]} has label {bad[0]}, which {what}", "Correct the list")
+                rows.remove(row)
     if len(known) < len(classes):
         notes.append(f"{len(classes) - len(known)} of {len(classes)} class numbers have no training sample")
     multilabel = any(len(labels) > 1 for _, _, labels in chain.from_iterable(parts.values()))
     tables = {split: SampleTable.build(folder, ((p, labels) for _, p, labels in rows)) for split, rows in parts.items()}
     data = LabelledData(classes, tables, multilabel, root, notes)
-    return data if "val" in tables else split_data(data, val_fraction, seed)
+    return data if "val" in tables else split_data(data, val_fraction, seed, faults)
 
 
-def _numbered_rows(file: Path, kind: FileKind, notes: list[str]) -> Iterator[tuple[int, str, tuple[int, ...]]]:
+def _numbered_rows(
+    file: Path, kind: FileKind, notes: list[str], faults: Faults
+) -> Iterator[tuple[int, str, tuple[int, ...]]]:
     """Line, absolute path and sorted class numbers of every row."""
     prefix: Path | None = None
     for line, text in _lines(file):
         where = f"line {line} of {file}"
         candidates = list(_readings(text))
         if not candidates:
-            raise UserError(f"{where} has no label: {text!r}", "Write 'path label', the label as a class number")
+            faults.add(f"{where} has no label: {text!r}", "Write 'path label', the label as a class number")
+            continue
         if prefix is None:
             prefix = _prefix(file.parent, [path for path, _ in candidates])
             if prefix != file.parent:
                 notes.append(f"paths of {file.name} start from {prefix.name}/")
-        there = [(path, numbers) for path, numbers in candidates if (prefix / path).exists()]
-        if not there:
-            path = next((path for path, _ in candidates if kind.accepts(path)), candidates[0][0])
-            raise UserError(f"{where}: {prefix / path} does not exist", f"Paths start from {prefix}, or are absolute")
-        path, numbers = there[0]
-        if (prefix / path).is_dir():
-            numbers = numbers[-1:]  # what stands before it is the number of frames
-        elif not kind.accepts(path):
-            raise UserError(f"{where}: {path!r} is no {kind.name} by its ending", "Correct or remove the line")
+        try:
+            path, numbers = _present(prefix, candidates, where, kind)
+        except UserError as error:
+            faults.note(error)
+            continue
         yield line, str((prefix / path).absolute()), tuple(sorted(set(numbers)))
+
+
+def _present(
+    prefix: Path, candidates: list[tuple[str, tuple[int, ...]]], where: str, kind: FileKind
+) -> tuple[str, tuple[int, ...]]:
+    """The reading of a line whose sample exists.
+
+    Raises:
+        UserError: if there is none, or it is of another kind.
+    """
+    there = [(path, numbers) for path, numbers in candidates if (prefix / path).exists()]
+    if not there:
+        path = next((path for path, _ in candidates if kind.takes(path)), candidates[0][0])
+        raise UserError(f"{where}: {prefix / path} does not exist", f"Paths start from {prefix}, or are absolute")
+    path, numbers = there[0]
+    if (prefix / path).is_dir():
+        return path, numbers[-1:]  # what stands before it is the number of frames
+    if not kind.takes(path):
+        raise UserError(f"{where}: {path!r} is no {kind.name} by its ending", "Correct or remove the line")
+    return path, numbers
 
 
 def _readings(text: str) -> Iterator[tuple[str, tuple[int, ...]]]:

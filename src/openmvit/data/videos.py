@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 
 from openmvit.data.clips import ClipSampling, split_view
 from openmvit.data.counter import sample_generator
+from openmvit.data.faults import Faults
 from openmvit.data.folders import walk_samples
-from openmvit.data.images import IMAGES
+from openmvit.data.images import IMAGES, is_moving
 from openmvit.data.layouts import open_labelled
 from openmvit.data.samples import REPLACED, FileKind, LabelledData, SampleTable, read_or_replace
 from openmvit.data.video import open_video
@@ -27,8 +28,10 @@ from openmvit.errors import UserError
 VIDEOS = FileKind(
     "video",
     frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"})
-    | {".ts", ".mts", ".m2ts"},
+    | {".ts", ".mts", ".m2ts", ".m2v", ".mpe", ".vob", ".asf", ".f4v", ".3g2", ".mxf", ".y4m"},
     frame_suffixes=IMAGES.suffixes,
+    moving_suffixes=frozenset({".gif"}),
+    moves=is_moving,
 )
 
 # Where a clip lies is drawn from a stream of its own, which all copies of a sample share.
@@ -36,11 +39,14 @@ _TEMPORAL = -1
 _GLANCE = 1 << 16
 
 
-def open_videos(root: str | Path, *, seed: int = 0, val_fraction: float = 0.1) -> LabelledData:
+def open_videos(
+    root: str | Path, *, seed: int = 0, val_fraction: float = 0.1, faults: Faults | None = None
+) -> LabelledData:
     """Labelled videos: class folders of videos or frame folders (with train/ and val/ or without), a CSV or JSONL list
     `path,label[,start,end]`, the published lists of Kinetics and Something-Something v2, SlowFast's and mmaction2's.
 
-    Decodes nothing. See `open_labelled` and `videolists` for the layouts and errors.
+    Decodes nothing but a few GIF files, where a folder has no other pictures or videos. See `open_labelled` and
+    `videolists` for the layouts and errors.
 
     Raises:
         UserError: if nothing there can be trained on, with the reason.
@@ -48,13 +54,14 @@ def open_videos(root: str | Path, *, seed: int = 0, val_fraction: float = 0.1) -
     path = Path(root)
     reader = published_layout(path) if path.exists() else None
     if reader is not None:
-        return reader(path, VIDEOS, seed, val_fraction)
-    return open_labelled(path, VIDEOS, seed=seed, val_fraction=val_fraction)
+        return reader(path, VIDEOS, seed, val_fraction, faults or Faults())
+    return open_labelled(path, VIDEOS, seed=seed, val_fraction=val_fraction, faults=faults)
 
 
 def holds_videos(root: str | Path) -> bool:
     """Whether data are videos rather than images, by the first files of a folder or list.
 
+    GIF files decide only where there are neither other pictures nor videos: they are videos if most of a few move.
     Folders of frame folders look like folders of images; they have to be named as videos by the user.
 
     Raises:
@@ -67,10 +74,26 @@ def holds_videos(root: str | Path) -> bool:
         return True
     files = [root] if root.is_file() else [p for p in (root / "train.csv", root / "train.jsonl") if p.is_file()]
     if files:
-        with files[0].open(encoding="utf-8-sig", errors="replace") as stream:
-            words = re.split(r"[\s,;\"]+", stream.read(_GLANCE))
-        return any(VIDEOS.accepts(word) for word in words)
-    return next((VIDEOS.accepts(path) for path, good in walk_samples(root, "", VIDEOS) if good), False)
+        return _names_videos(files[0])
+    gifs = False
+    for path, good in walk_samples(root, "", VIDEOS):
+        if good and not VIDEOS.may_move(path):
+            return VIDEOS.accepts(path)
+        gifs |= good
+        # A picture directly in the folder of another class: the GIF files are pictures of theirs.
+        if not good and VIDEOS.is_frame(path) and not VIDEOS.may_move(path):
+            return False
+    return gifs
+
+
+def _names_videos(file: Path) -> bool:
+    """Whether a list is one of videos, by its beginning."""
+    with file.open(encoding="utf-8-sig", errors="replace") as stream:
+        words = re.split(r"[\s,;\"]+", stream.read(_GLANCE))
+    if any(map(VIDEOS.accepts, words)):
+        return True
+    pictures = [word for word in words if IMAGES.accepts(word)]
+    return all(map(VIDEOS.may_move, pictures)) and VIDEOS.most_move([file.parent / word for word in pictures])
 
 
 def part_of(video: VideoReader, span: tuple[float | None, float | None]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import yaml
 from openmvit.data.coco import polygon_area
 from openmvit.data.detection_faults import UNREADABLE, FaultLog, fit_box
 from openmvit.data.detection_table import DetectionTable, TableBuilder
-from openmvit.data.folders import VALIDATION_NAMES
+from openmvit.data.folders import VALIDATION_NAMES, left_out
 from openmvit.data.images import IMAGES, ImageReadError, upright_size
 from openmvit.errors import UserError
 
@@ -182,6 +182,7 @@ class YoloReader:
         builder = TableBuilder(self.source.base, tuple(self.source.names.values()), tuple(self.source.names))
         known = pictures(self.source, split)
         self._strays(split, known)
+        self._others(split)
         for number, picture in enumerate(known, 1):
             name = os.path.relpath(picture, self.source.base)
             try:
@@ -205,6 +206,14 @@ class YoloReader:
                     name = os.path.relpath(file, self.source.base)
                     what = "no such picture, left out"
                     self.faults.add("annotation of an unknown picture", split, name, what)
+
+    def _others(self, split: str) -> None:
+        """Note the files in the folders of a split that are neither pictures nor annotations."""
+        for place in (path for path in self.source.splits[split] if path.is_dir()):
+            names = [name for _, _, inner in os.walk(place) for name in inner if not name.startswith(".")]
+            others = [n for n in names if not IMAGES.accepts(n) and not n.endswith((".txt", ".cache"))]
+            if others:
+                self.source.notes.append(left_out(place.name, others))
 
     def _instances(self, builder: TableBuilder, split: str, file: Path, size: tuple[int, int]) -> None:
         seen: set[tuple[str, ...]] = set()

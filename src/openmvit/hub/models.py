@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPoo
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
+from openmvit.checkpoint import usual_rights
 from openmvit.errors import UserError
 from openmvit.hub.card import of_weights, write_card
 from openmvit.hub.config import MViTV2Config
@@ -113,6 +114,8 @@ class MViTV2PreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         if not kwargs.get("is_main_process", True):
             return
+        for file in Path(save_directory).glob("*.safetensors"):
+            usual_rights(file)
         if not (Path(save_directory) / "README.md").exists():
             write_card(self.config, save_directory)
         if push_to_hub:

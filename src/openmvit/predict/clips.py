@@ -52,7 +52,7 @@ class ClipKind:
         if is_live(source):
             open_live(str(source)).close()
         if isinstance(source, str | Path):
-            if IMAGES.accepts(str(source)):
+            if IMAGES.accepts(str(source)) and not VIDEOS.may_move(str(source)):
                 raise UserError(
                     f"{source} is an image and this network takes clips",
                     "Give videos or a folder of frames, or a network for images",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -18,6 +20,11 @@ import torch
 from openmvit import __version__
 from openmvit.errors import UserError
 from openmvit.screen import say, wrapped
+
+_TEXTS = ("args.yaml", "env.txt", "log.txt", "losses.txt", "val.txt", "results.csv", "bad_files.txt", "bad_batch.txt")
+"""Files that a run may have written before its first weights."""
+_UNFINISHED = ("last.tmp", "best.safetensors.tmp")
+"""What a run that was killed while it saved leaves beside its weights, and nobody reads."""
 
 
 class PathTable(Protocol):
@@ -31,8 +38,10 @@ class PathTable(Protocol):
 def new_folder(out_dir: str, task: str, name: str | None) -> Path:
     """Create `out_dir/task/name`, or the first free of exp, exp2, ...
 
+    The named folder of a run that ended before it saved any weights is used again, without that run's files.
+
     Raises:
-        UserError: if the named folder exists already, or cannot be made.
+        UserError: if the named folder holds anything else, or is being trained in, or cannot be made.
     """
     parent = Path(out_dir) / task
     number = 1
@@ -42,11 +51,66 @@ def new_folder(out_dir: str, task: str, name: str | None) -> Path:
             path.mkdir(parents=True)
             return path
         except FileExistsError:
-            if name:
+            if name is None:
+                number += 1
+            elif _has_begun_only(path):
+                _empty(path)
+                return path
+            else:
                 raise UserError(f"{path} exists", f"Choose another --name, or --resume {path}") from None
-            number += 1
         except OSError as error:
             raise UserError(f"Cannot make the run folder {path}: {error.strerror}", "Choose another out_dir") from error
+
+
+def _has_begun_only(path: Path) -> bool:
+    """Whether a folder is empty or that of a run without weights, saved states and exports."""
+    if not path.is_dir():
+        return False
+    weights = path / "weights"
+    kept = [p for p in weights.iterdir() if p.name not in _UNFINISHED] if weights.is_dir() else []
+    return not kept and ((path / "args.yaml").is_file() or not any(path.iterdir()))
+
+
+def _empty(path: Path) -> None:
+    """Remove what a run wrote that saved no weights; files of other names stay."""
+    lock = Lock(path)
+    print(f"{path} has no weights yet: its run is begun anew", flush=True)
+    for name in _TEXTS:
+        (path / name).unlink(missing_ok=True)
+        (path / f"{name}.tmp").unlink(missing_ok=True)
+    weights = path / "weights"
+    if weights.is_dir():
+        shutil.rmtree(weights)
+    lock.release()
+
+
+class Lock:
+    """Says that this process trains in a folder; the system takes it back when the process ends, however it ends.
+
+    Raises:
+        UserError: if another process trains there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._file = folder / ".lock", None
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            return
+        try:
+            self._file = self._path.open("w")
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # other errors: a file system without locks
+            if error.errno in (errno.EACCES, errno.EAGAIN) and self._file is not None:
+                fix = "Wait for it, or choose another --name"
+                raise UserError(f"Another process is training in {folder}", fix) from None
+
+    def release(self) -> None:
+        """Let others train there."""
+        if self._file is not None:
+            self._path.unlink(missing_ok=True)
+            self._file.close()
+            self._file = None
 
 
 class RunFolder:
@@ -55,11 +119,19 @@ class RunFolder:
     Args:
         path: the folder, which exists.
         writes: whether this process writes.
+    Raises:
+        UserError: if another process trains in it.
     """
 
     def __init__(self, path: Path, writes: bool) -> None:
         self.path, self.writes = path, writes
         self.weights = path / "weights"
+        self._lock = Lock(path) if writes else None
+
+    def leave(self) -> None:
+        """Nothing more will be written."""
+        if self._lock is not None:
+            self._lock.release()
 
     def say(self, text: str, shown: str | None = None) -> None:
         """Print a line and keep it in log.txt.

@@ -170,8 +170,7 @@ class Job:
         self._meter.samples += int(sum(row[-1] for row in rows))
         self._losses, self._batches = [], []
         self._set_learning_rate()
-        shown = sum(losses[-1]) / len(losses[-1])
-        self._reporter.step(lambda: self._step_figures(shown))
+        self._reporter.step(lambda: self._step_figures(sum(losses[-1]) / len(losses[-1])))
 
     @property
     def all_updates_done(self) -> bool:

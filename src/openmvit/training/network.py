@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from openmvit import checkpoint, processes, screen, weights, zoo
-from openmvit.architectures import ARCHITECTURES, model_config
+from openmvit.architectures import ARCHITECTURES, DETECTORS, model_config
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError
 from openmvit.model import MViT
@@ -57,11 +57,10 @@ def build(recipe: Recipe, smallest: str, classes: Sequence[str]) -> Start[MViT]:
     own = _own_card(recipe)
     known = {"licence": (own or {}).get("licence", ""), "preprocessing": (own or {}).get("preprocessing", {})}
     name = recipe.model or (own or {}).get("model") or smallest
+    _check_released(recipe, name)
     if _is_settings(name) or (own is not None and recipe.model is None):
         fields = own["architecture"] if own is not None and recipe.model is None else read_architecture(Path(name))
         model = MViT(MViTConfig.from_dict({**fields, **changes, **_resized(recipe, fields)}))
-        if own is None and recipe.weights == "default":
-            raise UserError(f"No weights of {name} were released", "Give --weights FILE, or --weights none")
         if start is not False:
             zoo.load_pretrained(model, Path(name).stem, start, inflation=recipe.inflation)
             _fit_classifier(model, recipe.weights, (own or {}).get("classes") or [], classes)
@@ -75,6 +74,17 @@ def build(recipe: Recipe, smallest: str, classes: Sequence[str]) -> Start[MViT]:
     if card is not None:
         known = {"licence": card.licence, "preprocessing": card.preprocessing}
     return Start(model, base, **known)
+
+
+def _check_released(recipe: Recipe, name: str) -> None:
+    """Raise a UserError if a recipe leaves the weights to the network, and it has none."""
+    known = name in ARCHITECTURES or name in DETECTORS
+    if recipe.weights == "default" and (
+        _is_settings(name) or (known and not any(card.model == name for card in weights.cards()))
+    ):
+        raise UserError(
+            f"No weights of {name} were released", "Give --weights none to start from random ones, or --weights FILE"
+        )
 
 
 def build_detector(recipe: Recipe, smallest: str, classes: Sequence[str]) -> Start[Detector]:
@@ -92,6 +102,7 @@ def build_detector(recipe: Recipe, smallest: str, classes: Sequence[str]) -> Sta
     card = _own_card(recipe) or {}
     own = card if card.get("task") == "detection" else {}
     config, name, tag = _detector_config(recipe, own, smallest)
+    _check_released(recipe, f"{name}.{tag}" if tag else recipe.model or name)
     changes: dict[str, Any] = {"num_classes": len(classes)}
     if recipe.drop_path is not None:
         changes["backbone"] = config.backbone.replace(drop_path_rate=recipe.drop_path)

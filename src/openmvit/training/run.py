@@ -96,6 +96,8 @@ def _train(recipe: Recipe, run: Path | None, device: torch.device) -> Path:
         screen.wipe(echo=True)
         if (folder.weights / "last").exists():
             folder.say(f"Stopped. Continue with: openmvit train --resume {shlex.quote(str(folder.path))}")
+        else:
+            folder.say("Stopped before anything was saved; the same command begins anew")
         if heartbeat is not None:
             heartbeat.stop()
         raise KeyboardInterrupt("the run has said so") from None
@@ -112,6 +114,8 @@ def _train(recipe: Recipe, run: Path | None, device: torch.device) -> Path:
         if job is not None:
             job.parts.train.close()
             job.parts.val.close()
+        if folder is not None:
+            folder.leave()
     if heartbeat is not None:
         processes.barrier()
         heartbeat.stop()
@@ -156,12 +160,12 @@ def _prepare(
     path = run or processes.broadcast(new_folder(recipe.out_dir, task.name, recipe.name) if writes else None)
     assert path is not None
     folder = RunFolder(path, writes)
-    folder.log(first_line)
-    for line in derived:
-        folder.say(line)
     if run is None and writes:
         dump_recipe(recipe, path / "args.yaml")
         folder.write_environment()
+    folder.log(first_line)
+    for line in derived:
+        folder.say(line)
     task.write_split(folder)
     parts = Parts(
         recipe=recipe,

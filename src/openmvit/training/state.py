@@ -175,9 +175,11 @@ def read(weights: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         (weights / "last.old").rename(folder)
     processes.barrier()
     if not (folder / "state.pt").exists():
+        best = (weights / "best.safetensors").exists()
+        again = "Start it again by the command it was started with; its folder is used again where --name gave it"
         raise UserError(
             f"{weights.parent} holds no state to resume from (weights/last)",
-            "Give the folder of a run that has saved at least once, or start a new run",
+            f"Start a new run from its best weights: --weights {weights.parent}" if best else again,
         )
     shared = _load(folder / "state.pt")
     if shared["world_size"] != processes.world_size():
