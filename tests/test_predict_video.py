@@ -92,6 +92,24 @@ def test_every_kind_of_source_in_order(place, predictor, monkeypatch):
     ]
 
 
+def test_a_gif_is_a_video_and_so_is_a_folder_of_them(place, predictor, tmp_path):
+    for name, colour in (("a", RED), ("b", BLUE)):
+        first, *rest = (Image.fromarray(coloured(i, colour)) for i in range(20))
+        first.save(tmp_path / f"{name}.gif", save_all=True, append_images=rest, duration=40)
+    found = predictor.predict([tmp_path, tmp_path / "b.gif"], top=1)
+    assert [(Path(one.path).name, *one.labels) for one in found] == [
+        ("a.gif", "ant"),
+        ("b.gif", "cat"),
+        ("b.gif", "cat"),
+    ]
+    for i in range(20):
+        still = tmp_path / "frames" / f"{i}.gif"
+        still.parent.mkdir(exist_ok=True)
+        Image.fromarray(coloured(i, GREEN)).save(still)
+    (one,) = predictor.predict(tmp_path / "frames", top=1)
+    assert (one.path, *one.labels) == (str(tmp_path / "frames"), "bee")
+
+
 def test_batch_size_changes_nothing(place, predictor):
     for source in (place / "in", place / "long.mp4"):
         one, many = (predictor.predict(source, batch=size, timeline=True) for size in (1, 32))

@@ -184,13 +184,7 @@ def examine_data(
         workers: processes.
         kind: what a sample is, for the text.
     """
-    unreadable: list[tuple[str, str, str]] = []
-    found: list[tuple[float, ...]] = []
-    for split, _, path, (values, reason) in examine_all(data.splits, examine, workers):
-        if values is None:
-            unreadable.append((split, path, reason))
-        else:
-            found.append(values)
+    seen = list(examine_all(data.splits, examine, workers))
 
     def label(split: str, index: int) -> str:
         return " + ".join(data.classes[number] for number in data.splits[split].labels(index))
@@ -202,12 +196,12 @@ def examine_data(
         multilabel=data.multilabel,
         counts={split: table.class_counts(len(data.classes)).tolist() for split, table in data.splits.items()},
         files={split: len(table) for split, table in data.splits.items()},
-        unreadable=unreadable,
+        unreadable=[(split, path, reason) for split, _, path, (values, reason) in seen if values is None],
         duplicates=duplicates,
         conflicts=conflicts,
         faults=[str(fault) for fault in faults.found],
         fault_count=faults.count,
-        sizes=summary(found, facts),
+        sizes=summary([values for *_, (values, _) in seen if values is not None], facts),
         notes=data.notes,
         kind=kind,
     )

@@ -94,10 +94,9 @@ def _train(recipe: Recipe, run: Path | None, device: torch.device) -> Path:
     except Interrupted:
         assert folder is not None
         screen.wipe(echo=True)
-        if (folder.weights / "last").exists():
-            folder.say(f"Stopped. Continue with: openmvit train --resume {shlex.quote(str(folder.path))}")
-        else:
-            folder.say("Stopped before anything was saved; the same command begins anew")
+        more = f"Stopped. Continue with: openmvit train --resume {shlex.quote(str(folder.path))}"
+        saved = (folder.weights / "last").exists()
+        folder.say(more if saved else "Stopped before anything was saved; the same command begins anew")
         if heartbeat is not None:
             heartbeat.stop()
         raise KeyboardInterrupt("the run has said so") from None
@@ -119,7 +118,7 @@ def _train(recipe: Recipe, run: Path | None, device: torch.device) -> Path:
     if heartbeat is not None:
         processes.barrier()
         heartbeat.stop()
-    return folder.path
+    return parts.folder.path
 
 
 def _start_heartbeat() -> Heartbeat | None:
