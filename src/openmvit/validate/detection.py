@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def _loader(pictures: TestPictures, batch: int, workers: int) -> DataLoader[dict
 
 def search_all(
     model: Detector | ExportedDetector,
-    loader: Collection[Sequence[dict[str, Any]]],
+    loader: DataLoader[dict[str, Any]],
     search: Search,
     scorer: CocoScorer,
     table: DetectionTable,
