@@ -25,7 +25,7 @@ STEP = re.compile(r"(epoch )?\d+/\d+ +(step )?\d+/\d+ .*")
 @pytest.fixture
 def work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_data(Path("data"), train=24, val=4)
+    write_data(Path("data"), train=28, val=4)
     write_model("tiny.json")
 
 
@@ -65,7 +65,8 @@ def test_a_file_has_plain_lines(work):
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "\r" not in done.stdout and "\x1b" not in done.stdout
     lines = done.stdout.splitlines()
-    assert lines[0] == "New run from random weights"
+    assert lines[0].startswith("Recipe image/small, since the data are images")
+    assert lines[1] == "New run from random weights"
     assert max(len(line) for line in lines if line.startswith("epoch ")) < 80
 
 

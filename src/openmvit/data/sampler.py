@@ -159,10 +159,10 @@ class PassSampler(ResumableSampler):
         Raises:
             UserError: if the data, the batch or the number of processes have changed since.
         """
+        super().load_state_dict(state)
         for name, what in (("steps", "steps per epoch"), ("batch", "samples per batch")):
             if state[name] != getattr(self, name):
                 raise UserError(
                     f"the run was started with {state[name]} {what} and there are {getattr(self, name)} now",
                     f"Resume with {state[name]} {what}, or start a new run from its weights",
                 )
-        super().load_state_dict(state)

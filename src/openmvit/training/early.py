@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from openmvit.architectures import check_name
+from openmvit.architectures import ARCHITECTURES, DETECTORS, check_name
 from openmvit.errors import UserError
 from openmvit.training.recipe import Recipe
 from openmvit.training.recipe_file import load_recipe
-from openmvit.weights import card_meant, find_card, is_address
+from openmvit.weights import card_meant, cards, find_card, is_address
 
 
 def resumed_folder(text: str) -> Path:
@@ -42,6 +42,7 @@ def check_words(recipe: Recipe) -> None:
         if "." in words and not Path(words).exists() and not is_address(words):
             card_meant("", words)
         return
+    check_released(words, recipe.model)
     if Path(recipe.model).suffix == ".json":
         return
     name, _, tag = recipe.model.partition(".")
@@ -50,3 +51,13 @@ def check_words(recipe: Recipe) -> None:
         find_card(name, tag or None)
     elif words != "none":
         card_meant(name, words)
+
+
+def check_released(words: str, name: str) -> None:
+    """Raise a UserError if a recipe's weights are left to the network `name`, and it has none."""
+    known = name in ARCHITECTURES or name in DETECTORS
+    own = Path(name).suffix == ".json" or (known and not any(card.model == name for card in cards()))
+    if words == "default" and own:
+        raise UserError(
+            f"No weights of {name} were released", "Give --weights none to start from random ones, or --weights FILE"
+        )

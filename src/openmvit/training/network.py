@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from openmvit import checkpoint, processes, screen, weights, zoo
-from openmvit.architectures import ARCHITECTURES, DETECTORS, model_config
+from openmvit.architectures import ARCHITECTURES, model_config
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError
 from openmvit.model import MViT
+from openmvit.training.early import check_released
 from openmvit.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def build(recipe: Recipe, smallest: str, classes: Sequence[str]) -> Start[MViT]:
     own = _own_card(recipe)
     known = {"licence": (own or {}).get("licence", ""), "preprocessing": (own or {}).get("preprocessing", {})}
     name = recipe.model or (own or {}).get("model") or smallest
-    _check_released(recipe, name)
+    check_released(recipe.weights, name)
     if _is_settings(name) or (own is not None and recipe.model is None):
         fields = own["architecture"] if own is not None and recipe.model is None else read_architecture(Path(name))
         model = MViT(MViTConfig.from_dict({**fields, **changes, **_resized(recipe, fields)}))
@@ -76,17 +77,6 @@ def build(recipe: Recipe, smallest: str, classes: Sequence[str]) -> Start[MViT]:
     return Start(model, base, **known)
 
 
-def _check_released(recipe: Recipe, name: str) -> None:
-    """Raise a UserError if a recipe leaves the weights to the network, and it has none."""
-    known = name in ARCHITECTURES or name in DETECTORS
-    if recipe.weights == "default" and (
-        _is_settings(name) or (known and not any(card.model == name for card in weights.cards()))
-    ):
-        raise UserError(
-            f"No weights of {name} were released", "Give --weights none to start from random ones, or --weights FILE"
-        )
-
-
 def build_detector(recipe: Recipe, smallest: str, classes: Sequence[str]) -> Start[Detector]:
     """The detector that a recipe names, with its starting weights: a detector's, or an image network's in its backbone.
 
@@ -102,7 +92,7 @@ def build_detector(recipe: Recipe, smallest: str, classes: Sequence[str]) -> Sta
     card = _own_card(recipe) or {}
     own = card if card.get("task") == "detection" else {}
     config, name, tag = _detector_config(recipe, own, smallest)
-    _check_released(recipe, f"{name}.{tag}" if tag else recipe.model or name)
+    check_released(recipe.weights, f"{name}.{tag}" if tag else recipe.model or name)
     changes: dict[str, Any] = {"num_classes": len(classes)}
     if recipe.drop_path is not None:
         changes["backbone"] = config.backbone.replace(drop_path_rate=recipe.drop_path)
