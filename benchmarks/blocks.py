@@ -26,7 +26,7 @@ from openmvit.architectures import model_config
 from openmvit.benchmark.case import BATCHES
 from openmvit.errors import UserError
 from openmvit.measuring import processor, seconds_of
-from openmvit.nn.precision import BF16_PAYS
+from openmvit.nn.fast.precision import BF16_IS_FAST
 
 CPU = torch.device("cpu")
 
@@ -136,7 +136,7 @@ def main() -> int:
         raise UserError(f"{options.name} is reversible", "Its blocks do not run by themselves: name another network")
 
     def autocast() -> torch.autocast:  # as the network itself: not where bf16 costs time
-        return torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16" and BF16_PAYS)
+        return torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16" and BF16_IS_FAST)
 
     here = Path(openmvit.__file__).parents[1]
     before, now = (model_of(source.resolve(), options.name) for source in (options.before, here))

@@ -1,4 +1,4 @@
-"""One layer at a time: each faster way of `openmvit.nn.fast` beside the plain one, on the shapes of MViTv2-S.
+"""One layer at a time: each faster form of `openmvit.nn.fast` beside another, on the shapes of MViTv2-S.
 
 python benchmarks/layers.py          writes benchmarks/layers.md
 python benchmarks/layers.py linear   prints one table of it: attention, filters or linear
@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
-from math import prod
 from pathlib import Path
 from statistics import median
+from typing import Any
 from unittest import mock
 
 import torch
@@ -22,12 +22,11 @@ from torch import Tensor
 
 from openmvit.config import Size
 from openmvit.measuring import Step, processor, seconds_of
-from openmvit.nn import fast
-from openmvit.nn.attention import attend
-from openmvit.nn.fast import depthwise
+from openmvit.nn.fast.attention import by_kernel, by_products
+from openmvit.nn.fast.linear import product
 from openmvit.nn.grid import conv
-from openmvit.nn.products import attend_by_products
-from openmvit.nn.relative import Groups, query_terms, write_out
+from openmvit.nn.ops import depthwise
+from openmvit.nn.relative import Position, relative_rows
 
 CPU = torch.device("cpu")
 ROUNDS = 7
@@ -84,28 +83,32 @@ def _quietly(forward: Step) -> Step:
     return step
 
 
-def _written_out(q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], groups: Groups, k_grid: Size) -> Tensor:
-    q_grid = tuple(q.shape[1:-2])
-    bias = write_out(query_terms(q, tables, groups, k_grid), [], groups, q_grid, k_grid)
-    return attend(q.flatten(1, -3), k, v, F.pad(bias, (k.shape[1] - prod(k_grid), 0))).unflatten(1, q_grid)
-
-
 def attention() -> Iterator[list[str]]:
     """Written out for the library's kernel, and by products."""
     for name, (batch, heads, q_grid, k_grid) in ATTENTION.items():
-        cls = len(q_grid) - 2
         groups = tuple((axis,) for axis in range(len(q_grid)))
         for precision, dtype in TYPES.items():
             q = torch.randn(batch, *q_grid, heads, 96).to(dtype).requires_grad_()
-            k, v = (torch.randn(batch, prod(k_grid) + cls, heads, 96).to(dtype).requires_grad_() for _ in "kv")
+            k, v = (torch.randn(batch, *k_grid, heads, 96).to(dtype).requires_grad_() for _ in "kv")
+            cls = None if len(q_grid) == 2 else (torch.randn(batch, 1, heads, 96).to(dtype),) * 2
             lengths = [2 * max(n, m) - 1 for n, m in zip(q_grid, k_grid, strict=True)]
             tables = [torch.randn(n, 96).requires_grad_() for n in lengths]
 
+            def attend(
+                form: Callable[..., Tensor],
+                q: Tensor = q,
+                k: Tensor = k,
+                v: Tensor = v,
+                own: Any = (tables, groups, cls),
+            ) -> Tensor:
+                tables, groups, cls = own
+                rows = [relative_rows(t, q.shape[1:-2], k.shape[1:-2], g) for t, g in zip(tables, groups, strict=True)]
+                return form(q, k, v, Position(groups, 1.0, rows, [], [], 1), cls, None)
+
             inputs = [q, k, v, *tables]
-            plain = partial(_written_out, q, k, v, tables, groups, k_grid)
-            ours = partial(attend_by_products, q, k, v, tables, groups, k_grid)
-            forward = times(_quietly(plain), _quietly(ours))
-            step = times(_backward(plain, inputs), _backward(ours, inputs))
+            kernel, ours = partial(attend, by_kernel), partial(attend, by_products)
+            forward = times(_quietly(kernel), _quietly(ours))
+            step = times(_backward(kernel, inputs), _backward(ours, inputs))
             yield [name, precision, *(f"{t:.1f}" for t in (*forward, *step))]
 
 
@@ -129,9 +132,9 @@ def linear() -> Iterator[list[str]]:
             weight, bias = torch.randn(outer, inner).to(dtype), torch.randn(outer).to(dtype)
             found = times(
                 lambda x=x, w=weight, b=bias: F.gelu(F.linear(x, w, b)),
-                lambda x=x, w=weight, b=bias: fast._product(x, w, b, gelu=True),
+                lambda x=x, w=weight, b=bias: product(x, w, b, gelu=True),
                 lambda g=grad, w=weight: g @ w,
-                lambda g=grad, w=weight: fast._product(g, w.T, None),
+                lambda g=grad, w=weight: product(g, w.T, None),
             )
             yield [f"{rows} x {inner} -> {outer}", precision, *(f"{t:.2f}" for t in found)]
 

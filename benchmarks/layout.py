@@ -74,8 +74,8 @@ class FlatBlock(nn.Module):
         """`[B, h, N, c]` -> position term `[B, h, N, M]`, zero in the class row and column."""
         axes, bias = "xyz"[: len(q_grid)], torch.zeros(())
         maps = q[:, :, self.rows :].reshape(*q.shape[:2], *q_grid, q.shape[-1])
-        for i, table in enumerate(self.block.attn.tables()):
-            rows = relative_rows(table, (q_grid[i],), (k_grid[i],))
+        for i, (name, _, _) in enumerate(self.block.attn.tables):
+            rows = relative_rows(getattr(self.block.attn, name), q_grid, k_grid, (i,))
             term = torch.einsum(f"bh{axes}c,{axes[i]}kc->bh{axes}k", maps, rows)
             term = term.view(*term.shape[:-1], *(n if a == i else 1 for a, n in enumerate(k_grid)))
             bias = bias + term
@@ -102,7 +102,7 @@ class FlatBlock(nn.Module):
             pooled = max_pool(maps, kernel, block.config.stride_q, [k // 2 for k in kernel]).flatten(2).transpose(1, 2)
             skip = torch.cat([skip[:, : self.rows], pooled], dim=1) if self.rows else pooled
         x = skip + branch
-        return x + block.mlp(block.norm2(x)), q_grid
+        return x + block.mlp(block.norm2(x))[0], q_grid
 
 
 class FlatMViT(nn.Module):

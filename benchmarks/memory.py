@@ -20,7 +20,7 @@ from openmvit.config import MViTConfig
 from openmvit.measuring import in_own_process, peak_above_idle, processor
 from openmvit.model import FeatureMaps, MViT
 from openmvit.nn import attention
-from openmvit.nn.precision import BF16_PAYS
+from openmvit.nn.fast.precision import BF16_IS_FAST
 
 FOLDER = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ def detection() -> list[str]:
 def training() -> list[str]:
     lines = ["| network | batch | precision | ours, GB | peer | peer, GB | share |", "|---|---|---|---|---|---|---|"]
     for name, batch in STEPS:
-        for precision in ("fp32", "bf16") if BF16_PAYS else ("fp32",):  # elsewhere bf16 runs in fp32
+        for precision in ("fp32", "bf16") if BF16_IS_FAST else ("fp32",):  # elsewhere bf16 runs in fp32
             case = make_case(name, batch=batch, precision=precision, step="train", device="cpu")
             ours, peer = (peak_memory(case, side) / 1e9 for side in (0, 1))
             cells = [name, str(batch), precision, f"{ours:.2f}", case.peer.name, f"{peer:.2f}", f"{ours / peer:.0%}"]

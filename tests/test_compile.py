@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 
 from openmvit import MViT, MViTConfig
 from openmvit.model import FeatureMaps
-from openmvit.nn import attention, recompute
+from openmvit.nn.fast import choose
 
 SMALL = {"depths": (1, 1), "embed_dim": 8, "num_heads": 1, "num_classes": 5, "drop_path_rate": 0.0}
 IMAGE = SMALL | {"input_size": (32, 32)}
@@ -87,7 +87,7 @@ def test_without_a_mark_the_second_batch_size_makes_the_last_graph():
 
 @torch.no_grad()
 def test_attention_that_holds_no_scores_and_feature_maps_are_one_graph(monkeypatch):
-    monkeypatch.setattr(attention, "MOST_SCORES", 0)
+    monkeypatch.setattr(choose, "MOST_SCORES", 0)
     model = FeatureMaps(build(IMAGE | {"num_classes": 0}), stage_norms=True).eval()
     compiled, graphs = counted(model)
     x = torch.randn(1, 3, 64, 96)
@@ -97,7 +97,7 @@ def test_attention_that_holds_no_scores_and_feature_maps_are_one_graph(monkeypat
 
 
 def test_a_training_step_that_computes_large_maps_again_is_one_graph(monkeypatch):
-    monkeypatch.setattr(recompute, "LARGE_MAP", 0)
+    monkeypatch.setattr(choose, "LARGE_MAP", 0)
     model = build(IMAGE).train()
     plain = copy.deepcopy(model)
     compiled, graphs = counted(model)

@@ -10,7 +10,7 @@ from openmvit.counting import count_calls, count_classifier, count_detector
 from openmvit.detection.config import DetectorConfig
 from openmvit.errors import UserError
 from openmvit.model import FeatureMaps, MViT
-from openmvit.nn import attention as attention_module
+from openmvit.nn.fast import choose
 
 ATTENTION, MLP = {"dim_mul_in_attention": True}, {"dim_mul_in_attention": False}
 TOKEN = {"cls_token": True, "num_classes": 1000}
@@ -145,7 +145,7 @@ def slow(name):
 )
 def test_equal_to_fvcore_on_the_default_models(name, monkeypatch):
     # Large maps go through a form with more channels, which is ours; the count is that of the plain one.
-    monkeypatch.setattr(attention_module, "MOST_SCORES", 2**62)
+    monkeypatch.setattr(choose, "MOST_SCORES", 2**62)
     config = model_config(name)
     # A trace drops what nobody reads: of the last block all but the class token, where the head reads that alone.
     config = config.replace(cls_token=False)
@@ -157,7 +157,7 @@ def test_equal_to_fvcore_on_the_default_models(name, monkeypatch):
 
 @pytest.mark.slow
 def test_equal_to_fvcore_on_the_backbone_of_a_detector(monkeypatch):
-    monkeypatch.setattr(attention_module, "MOST_SCORES", 2**62)
+    monkeypatch.setattr(choose, "MOST_SCORES", 2**62)
     config = DetectorConfig.from_dict(DETECTORS["mask_rcnn_mvitv2_tiny"])
     found = by_fvcore(lambda: FeatureMaps(MViT(config.backbone), stage_norms=True), (800, 1280))
     trunk = [c for part, c in count_detector(config).parts.items() if part.isdigit() or part in ("stem", "norms")]

@@ -16,8 +16,8 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from openmvit.nn.precision import has_amx
-from openmvit.nn.recompute import trim_memory
+from openmvit.nn.fast.precision import has_amx
+from openmvit.nn.fast.recompute import trim_memory
 
 P = ParamSpec("P")
 R = TypeVar("R")

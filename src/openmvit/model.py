@@ -6,15 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from openmvit.config import MViTConfig, Size, stem_grid
+from openmvit.config import MViTConfig, Size
 from openmvit.errors import UserError
+from openmvit.nn import ops
 from openmvit.nn.block import MultiscaleBlock
-from openmvit.nn.grid import Tokens, conv, each
-from openmvit.nn.position import resize_grid, sincos_table
-from openmvit.nn.precision import autocast_that_pays, paying
-from openmvit.nn.reversible import build_blocks, run_stages
+from openmvit.nn.grid import Tokens, conv
+from openmvit.nn.position import sincos_table
 
 
 class PatchEmbed(nn.Module):
@@ -64,11 +62,19 @@ class MViT(nn.Module):
         self.grad_checkpointing = False
         self.recompute_streams = True
         self.patch_embed = PatchEmbed(config)
+        self.in_chans = config.in_chans
+        # A side gives at least one token, and a picture's is at least a patch.
+        sides = zip(config.patch_kernel, config.patch_padding, config.patch_stride, strict=True)
+        least = [(k - 2 * p, s) for k, p, s in sides]
+        self.smallest_input = [max(1, n, s if axis >= config.ndim - 2 else 1) for axis, (n, s) in enumerate(least)]
+        self.input_shape = f"[B, {config.in_chans}, {('L', 'H, W', 'T, H, W')[config.ndim - 1]}]"
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim)) if config.cls_token else None
         self._add_absolute_position()
         self.norm_stem = nn.LayerNorm(config.embed_dim, eps=config.norm_eps) if config.norm_stem else None
-        records, plain = config.blocks(), config.reversible == "none"
-        self.blocks = nn.ModuleList(map(MultiscaleBlock, records) if plain else build_blocks(records))
+        self.blocks = build_blocks(config)
+        self.ends_stage = [i == n - 1 for n in config.depths for i in range(n)]
+        self.patch_grid, self.absolute = config.patch_grid, config.absolute_position
+        self.reads_token = config.head_reads == "token"
         self.norm: nn.Module = nn.LayerNorm(config.num_features, eps=config.norm_eps)
         self.head: nn.Module = ClassifierHead(config.num_features, config.num_classes, config.drop_rate)
         self.reset_parameters()
@@ -155,58 +161,41 @@ class MViT(nn.Module):
 
     def check_input(self, x: Tensor) -> None:
         """Raise a UserError that prints the shape wanted."""
-        c = self.config
-        axes = ("T, H, W" if c.ndim == 3 else "H, W") if c.ndim > 1 else "L"
-        wanted = f"[B, {c.in_chans}, {axes}]"
         if not isinstance(x, Tensor):
-            raise UserError(f"The model got a {type(x).__name__}", f"Give one tensor {wanted}")
-        if x.dim() != c.ndim + 2 or x.shape[1] != c.in_chans:
-            raise UserError(f"The model got an input of shape {list(x.shape)}", f"Give {wanted}")
-        small = any(n < s for n, s in zip(x.shape[-2:], c.patch_stride[-2:], strict=True))
-        if small or any(n < 1 for n in stem_grid(c, tuple(x.shape[2:]))):
-            smallest = " x ".join(map(str, c.patch_stride[-2:]))
+            raise UserError(f"The model got a {type(x).__name__}", f"Give one tensor {self.input_shape}")
+        if x.dim() != len(self.smallest_input) + 2 or x.shape[1] != self.in_chans:
+            raise UserError(f"The model got an input of shape {list(x.shape)}", f"Give {self.input_shape}")
+        if any(n < least for n, least in zip(x.shape[2:], self.smallest_input, strict=True)):
+            smallest = " x ".join(map(str, self.patch_embed.stride[-2:]))
             raise UserError(f"The input {list(x.shape)} is smaller than one patch", f"Give at least {smallest} pixels")
 
     def embed(self, x: Tensor) -> Tokens:
         """Stem, class token, absolute position: `[B, C, *size]` -> `[B, *grid, embed_dim]` and `[B, 1, embed_dim]`."""
-        x = self.patch_embed(x)
-        cls = None if self.cls_token is None else self.cls_token.expand(x.shape[0], -1, -1)
-        if self.config.absolute_position != "none":
+        x = self.patch_embed(x)  # [B, *grid, embed_dim]
+        cls = None if self.cls_token is None else self.cls_token.expand(x.shape[0], -1, -1)  # [B, 1, embed_dim]
+        if self.absolute != "none":
             position, cls_position = self.absolute_position(tuple(x.shape[1:-1]))
             x = x + position
             cls = cls if cls is None or cls_position is None else cls + cls_position
-        return each(self.norm_stem, x, cls) if self.norm_stem is not None else (x, cls)
+        return (x, cls) if self.norm_stem is None else ops.layer_norm(self.norm_stem, x, cls)
 
     def absolute_position(self, grid: Size) -> Tokens:
         """Absolute position `[1, *grid, embed_dim]`, resized from its nominal grid, and that of the class token."""
-        nominal = self.config.patch_grid
-        if self.config.absolute_position == "separable":
-            time = resize_grid(self.pos_embed_temporal, grid[:1])
-            space = resize_grid(self.pos_embed_spatial.unflatten(1, nominal[1:]), grid[1:])
+        has_cls = self.cls_token is not None
+        if self.absolute == "separable":
+            time = ops.resize_grid(self.pos_embed_temporal, grid[:1])
+            space = ops.resize_grid(self.pos_embed_spatial.unflatten(1, self.patch_grid[1:]), grid[1:])
             position = time.view(1, grid[0], *(1,) * len(grid[1:]), -1) + space[:, None]
-            return position, self.pos_embed_class if self.config.cls_token else None
-        rows = int(self.config.cls_token)
-        position = resize_grid(self.pos_embed[:, rows:].unflatten(1, nominal), grid)
-        return position, self.pos_embed[:, :rows] if rows else None
+            return position, self.pos_embed_class if has_cls else None
+        position = ops.resize_grid(self.pos_embed[:, int(has_cls) :].unflatten(1, self.patch_grid), grid)
+        return position, self.pos_embed[:, :1] if has_cls else None
 
     def stages(self, x: Tensor) -> list[Tokens]:
         """Tokens after each stage, `[B, *grid, C]` with the class token beside them, without final norm."""
         self.check_input(x)
-        outputs: list[Tokens] = []
-        x = paying(x, self.patch_embed.proj.weight)
-        with autocast_that_pays(self.patch_embed.proj.weight):
-            x, cls = self.embed(x)
-            if self.config.reversible != "none":
-                return [(tokens, None) for tokens in run_stages(self.blocks, x, recompute=self.recompute_streams)]
-            again = self.grad_checkpointing and self.training
-            for i, block in enumerate(self.blocks):
-                x, cls = checkpoint(block, x, cls, use_reentrant=False) if again else block(x, cls)
-                if i + 1 in self._stage_ends():
-                    outputs.append((x, cls))
-        return outputs
-
-    def _stage_ends(self) -> set[int]:
-        return {sum(self.config.depths[: s + 1]) for s in range(len(self.config.depths))}
+        x = ops.cast_input(x, self.patch_embed.proj.weight)
+        with ops.autocast(self.patch_embed.proj.weight):
+            return ops.trunk(self, *self.embed(x))
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """One map `[B, C, *grid]` per stage, finest first, without final norm and class token."""
@@ -214,16 +203,25 @@ class MViT(nn.Module):
 
     def forward_head(self, x: Tensor, cls: Tensor | None) -> Tensor:
         """Final norm, pooling and classifier: `[B, *grid, C]` -> `[B, num_classes]`."""
-        with autocast_that_pays(self.patch_embed.proj.weight):
+        with ops.autocast(self.patch_embed.proj.weight):
             if self.config.norm_after_pool:
                 return self.head(self.norm(x.flatten(1, -2).mean(1)))
-            if self.config.head_reads == "token" and cls is not None:
+            if self.reads_token and cls is not None:
                 return self.head(self.norm(cls).squeeze(1))
             return self.head(self.norm(x).flatten(1, -2).mean(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, never probabilities: `[B, C, *size]` -> `[B, num_classes]`."""
         return self.forward_head(*self.stages(x)[-1])
+
+
+def build_blocks(config: MViTConfig) -> nn.ModuleList:
+    """A block per record of the configuration."""
+    if config.reversible == "none":
+        return nn.ModuleList(map(MultiscaleBlock, config.blocks()))
+    from openmvit.nn.reversible import TwoStreams, two_stream_block
+
+    return TwoStreams(map(two_stream_block, config.blocks()))
 
 
 class FeatureMaps(nn.Module):

@@ -16,7 +16,7 @@ from openmvit.benchmark.peers import SAME, find_peer
 from openmvit.benchmark.steps import build, make_batch, make_step, onednn_switch, output_difference
 from openmvit.convert import to_native
 from openmvit.errors import UserError
-from openmvit.nn import precision
+from openmvit.nn.fast import precision
 from openmvit.zoo import create_model
 
 measure = import_module("openmvit.benchmark.measure")  # the package has a function of that name
@@ -171,7 +171,7 @@ def test_a_process_that_is_killed_costs_its_memory_alone(monkeypatch):
 
 
 def test_bf16_weights_need_no_autocast(tiny, monkeypatch):
-    monkeypatch.setattr(precision, "BF16_PAYS", True)
+    monkeypatch.setattr(precision, "BF16_IS_FAST", True)
     case, ours, _ = tiny
     case = replace(case, precision="bf16", step="infer")
     x = make_batch(case)[0]

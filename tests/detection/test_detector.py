@@ -7,7 +7,7 @@ from detection.small import BACKBONE, CASCADE, detector, pictures, target
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError
 from openmvit.model import FeatureMaps
-from openmvit.nn import precision
+from openmvit.nn.fast import precision
 
 SIZES = ((50, 70), (64, 40))
 KINDS = {
@@ -88,7 +88,7 @@ def test_padding_changes_what_neighbours_see_unless_it_is_square():
 
 @torch.no_grad()
 def test_boxes_stay_float32_under_autocast(monkeypatch):
-    monkeypatch.setattr(precision, "BF16_PAYS", True)
+    monkeypatch.setattr(precision, "BF16_IS_FAST", True)
     model = detector(**KINDS["cascade"]).train()
     with torch.autocast("cpu", torch.bfloat16):
         found, losses = model(pictures(*SIZES), [target(s) for s in SIZES])

@@ -13,10 +13,10 @@ from transformers import (
 )
 
 import openmvit.hub as hub
-import openmvit.nn.attention as attention_module
 from openmvit import UserError
 from openmvit.checkpoint import read_model
 from openmvit.hub.recording import recorded
+from openmvit.nn.fast import choose
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ VARIANTS = {
 def test_attentions_times_values_are_the_output(name, channels, monkeypatch):
     """The weights that are given are those the block has used, in every form that attention has."""
     if channels:
-        monkeypatch.setattr(attention_module, "MOST_SCORES", 0)
+        monkeypatch.setattr(choose, "MOST_SCORES", 0)
     model = network(**VARIANTS[name])
     part, seen = model.blocks[1].attn, []
     part.register_forward_hook(lambda m, inputs, out: seen.append((inputs, out)))

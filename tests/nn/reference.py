@@ -81,7 +81,8 @@ def attention(module, x: Tensor, grid, has_cls: bool):
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if config.relative_groups:
         bias = torch.zeros_like(logits)
-        tables = [resized(t, a, b) for t, a, b in zip(module.tables(), grids["q"], grids["k"], strict=True)]
+        own = [getattr(module, name) for name, term, _ in module.tables if term == "q"]
+        tables = [resized(t, a, b) for t, a, b in zip(own, grids["q"], grids["k"], strict=True)]
         q_positions = list(itertools.product(*map(range, grids["q"])))
         k_positions = list(itertools.product(*map(range, grids["k"])))
         first = int(has_cls)

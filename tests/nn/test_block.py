@@ -43,7 +43,7 @@ def test_layer_scale_multiplies_both_branches():
     block = MultiscaleBlock(config.blocks()[0]).double()
     x = torch.randn(1, 8, 8, 8, dtype=torch.float64)
     y = x + 0.5 * block.attn(block.norm1(x))[0]
-    torch.testing.assert_close(block(x)[0], y + 0.5 * block.mlp(block.norm2(y)))
+    torch.testing.assert_close(block(x)[0], y + 0.5 * block.mlp(block.norm2(y))[0])
     block.gamma_1.zero_(), block.gamma_2.zero_()
     assert torch.equal(block(x)[0], x)
 
@@ -70,9 +70,9 @@ def test_the_mlp_is_its_layers_in_turn(precision):
     mlp, x = Mlp(6, 24, 8), torch.randn(2, 3, 5, 6, requires_grad=True)
     if precision == torch.float64:
         mlp, x = mlp.double(), x.detach().double().requires_grad_()
-        assert torch.autograd.gradcheck(lambda x, *_: mlp(x), (x, *mlp.parameters()))
+        assert torch.autograd.gradcheck(lambda x, *_: mlp(x)[0], (x, *mlp.parameters()))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-        ours, plain = mlp(x), mlp.fc2(mlp.act(mlp.fc1(x)))
+        ours, plain = mlp(x)[0], mlp.fc2(mlp.act(mlp.fc1(x)))
     assert ours.dtype == precision
     inputs, weights = (x, *mlp.parameters()), torch.randn_like(plain)
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}[precision]
@@ -92,4 +92,4 @@ def test_the_mlp_keeps_one_wide_tensor():
 def test_a_replaced_layer_of_the_mlp_is_called():
     mlp = Mlp(6, 24, 8)
     mlp.fc2 = torch.nn.Sequential(mlp.fc2, torch.nn.Tanh())
-    assert mlp(torch.randn(4, 6) * 100).abs().max() <= 1
+    assert mlp(torch.randn(4, 6) * 100)[0].abs().max() <= 1

@@ -8,7 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nn.test_fast_paths import CLIP, FORMS, IMAGE, network
-from openmvit.nn import attention, fast
+from openmvit.nn import ops
+from openmvit.nn.fast import choose
 from openmvit.nn.grid import conv
 
 pytestmark = pytest.mark.gpu
@@ -55,15 +56,15 @@ def test_the_form_in_channels_is_that_on_the_cpu(form, monkeypatch):
     """Which maps of many tokens take."""
     on_cpu, on_cuda = both(form)
     plain = outputs(*on_cpu)
-    monkeypatch.setattr(attention, "MOST_SCORES", 0)
+    monkeypatch.setattr(choose, "MOST_SCORES", 0)
     for ours, expected in zip(outputs(*on_cuda), plain, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * max(1.0, float(expected.abs().max())))
 
 
-@pytest.mark.parametrize("most", [0, attention.MOST_SCORES], ids=["in channels", "written out"])
+@pytest.mark.parametrize("most", [0, choose.MOST_SCORES], ids=["in channels", "written out"])
 @pytest.mark.parametrize("fields", [IMAGE, CLIP], ids=["image", "clip"])
 def test_bf16_attention_takes_a_fused_kernel(fields, most, monkeypatch):
-    monkeypatch.setattr(attention, "MOST_SCORES", most)
+    monkeypatch.setattr(choose, "MOST_SCORES", most)
     torch.manual_seed(0)
     model, x = network(fields), torch.randn(2, 3, *fields["input_size"])
     expected = outputs(model, x)
@@ -77,11 +78,11 @@ def test_bf16_attention_takes_a_fused_kernel(fields, most, monkeypatch):
 @pytest.mark.parametrize("least", [0, 10**6], ids=["by frames", "channels first"])
 @pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
 def test_filters_of_clips_are_those_of_the_cpu(stride, least, monkeypatch):
-    monkeypatch.setattr(fast, "LARGE_FRAME", least)
+    monkeypatch.setattr(choose, "LARGE_FRAME", least)
     torch.manual_seed(0)
     x, weight = torch.randn(2, 4, 9, 6, 8, requires_grad=True), torch.randn(8, 1, 3, 3, 3, requires_grad=True)
     expected = conv(x, weight, None, stride, (1, 1, 1), groups=8)
-    found = fast.depthwise(x.cuda(), weight.cuda(), stride, (1, 1, 1))
+    found = ops.depthwise(x.cuda(), weight.cuda(), stride, (1, 1, 1))
     grad = torch.randn_like(expected)
     sides = [(out, *torch.autograd.grad(out, (x, weight), grad.to(out.device))) for out in (found, expected)]
     for ours, plain in zip(*sides, strict=True):
@@ -93,8 +94,8 @@ def test_a_bf16_norm_is_the_rounded_one():
     norm, x = torch.nn.LayerNorm(96).cuda(), torch.randn(50, 96, device="cuda").bfloat16()
     torch.nn.init.normal_(norm.weight)
     with torch.autocast("cuda", torch.bfloat16):
-        found, plain = fast.layer_norm(norm, x), norm(x)
-        wide = fast.layer_norm(norm, x.float())
+        found, plain = ops.layer_norm(norm, x)[0], norm(x)
+        wide = ops.layer_norm(norm, x.float())[0]
     assert found.dtype == torch.bfloat16 and plain.dtype == wide.dtype == torch.float32
     torch.testing.assert_close(found.float(), plain, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(wide, plain)

@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
+from nn.forms import attended
 from openmvit.config import MViTConfig
 from openmvit.model import MViT
-from openmvit.nn import fast, products
+from openmvit.nn.fast import attention as products
+from openmvit.nn.fast.linear import apply
 
 GROUPS, K_GRID = ((0,), (1,)), (2, 3)
 CLIP = MViTConfig(
@@ -27,7 +29,7 @@ def leaves(rows=6):
 
 
 def by_products(q, k, v, *tables):
-    return products.attend_by_products(q, k, v, tables, GROUPS, K_GRID, True)
+    return attended("by_products", q, k, v, tables, GROUPS, K_GRID, 3**-0.5)
 
 
 @pytest.mark.parametrize("rows", [6, 7])
@@ -41,7 +43,7 @@ def test_linear_layers_to_second_order(gelu):
     inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 4), (5, 4), (5,))]
 
     def layer(x, weight, bias):
-        return fast.linear(x, None, weight, bias, gelu_before=gelu)[0]
+        return apply(x, None, weight, bias, gelu_before=gelu)[0]
 
     assert gradcheck(layer, inputs)
     assert gradgradcheck(layer, inputs)
@@ -126,7 +128,7 @@ def test_grid_and_class_token_share_a_linear_layer(gelu, read, one_dnn):
     x, cls = torch.randn(2, 3, 4, 6, requires_grad=True), torch.randn(2, 1, 6, requires_grad=True)
     weight, bias = torch.randn(5, 6, requires_grad=True), torch.randn(5, requires_grad=True)
     inputs = (x, cls, weight, bias)
-    together = fast.linear(x, cls, weight, bias, gelu_before=gelu)
+    together = apply(x, cls, weight, bias, gelu_before=gelu)
     alone = [F.linear(F.gelu(t) if gelu else t, weight, bias) for t in (x, cls)]
     gradients = []
     for side in (together, alone):
@@ -150,7 +152,7 @@ def test_an_unread_grid_has_no_part_in_the_graph_of_the_class_token():
 def test_tokens_of_two_types_stay_an_error():
     x, cls, weight = torch.randn(2, 3, 4), torch.randn(2, 1, 4, dtype=torch.float64), torch.randn(5, 4)
     with pytest.raises(RuntimeError):
-        fast.linear(x, cls, weight, None)
+        apply(x, cls, weight, None)
 
 
 SHAPES = [(8, 49, 49), (64, 196, 196), (33, 196, 196), (2, 3136, 196), (1, 6272, 1569), (1, 130, 20000), (0, 4, 4)]

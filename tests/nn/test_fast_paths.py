@@ -10,23 +10,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nn.forms import attended
+from openmvit import nn as core
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError
 from openmvit.model import MViT
-from openmvit.nn import attention, fast, filters, precision, products
-from openmvit.nn.attention import MultiscaleAttention, attend, attend_by_hand, attend_in_channels
-from openmvit.nn.fast import depthwise, one_dnn_pays
-from openmvit.nn.grid import conv, each
-from openmvit.nn.relative import key_indicators, query_terms, write_out
+from openmvit.nn.attention import MultiscaleAttention
+from openmvit.nn.fast import attention, choose, precision
+from openmvit.nn.fast import depthwise as filters
+from openmvit.nn.fast import linear as layers
+from openmvit.nn.fast.linear import uses_one_dnn
+from openmvit.nn.grid import conv
+from openmvit.nn.ops import depthwise
 
 
 def linear(x, weight, bias, **how):
     """Of a grid alone, as most tests want it."""
-    return fast.linear(x, None, weight, bias, **how)[0]
+    return layers.apply(x, None, weight, bias, **how)[0]
 
 
 def apply_linear(layer, x, **how):
-    return fast.apply_linear(layer, x, None, **how)[0]
+    return layers.apply(x, None, layer.weight, layer.bias, **how)[0]
 
 
 TRIED_ON = ("2.11", "2.14", "2.15")
@@ -57,7 +61,7 @@ FORMS = {
 @pytest.fixture(autouse=True)
 def bf16_pays(monkeypatch):
     """So that bf16 is computed in bf16 here on any processor."""
-    monkeypatch.setattr(precision, "BF16_PAYS", True)
+    monkeypatch.setattr(precision, "BF16_IS_FAST", True)
 
 
 def network(fields):
@@ -81,35 +85,26 @@ def outputs(model, x, bf16=False):
     return quiet, logits.detach(), *(g.detach() for g in gradients)
 
 
-def plain_linear(x, cls, weight, bias, *, gelu_before=False, gelu_after=False):
-    x, cls = each(lambda t: F.linear(F.gelu(t) if gelu_before else t, weight, bias), x, cls)
-    return each(F.gelu, x, cls) if gelu_after else (x, cls)
-
-
-def plainly(monkeypatch, model, x, bf16=False):
-    """`outputs` by the plain path alone."""
-    with monkeypatch.context() as patch:
-        patch.setattr(attention, "products_pay", lambda *_: False)
-        patch.setattr(fast, "on_plain_cpu", lambda _: False)
-        patch.setattr(attention, "on_plain_cpu", lambda _: False)
-        patch.setattr(fast, "linear", plain_linear)
+def plainly(model, x, bf16=False):
+    """`outputs` by the plain arithmetic alone."""
+    with core.plain():
         return outputs(model, x, bf16)
 
 
 @pytest.mark.parametrize("piece", [2**20, 2**9, 2**6])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_network_is_that_of_the_plain_path(form, piece, monkeypatch, one_dnn):
-    monkeypatch.setattr(products, "PIECE", piece)
+    monkeypatch.setattr(attention, "PIECE", piece)
     model, x = network(FORMS[form]), torch.randn(2, 3, *FORMS[form]["input_size"])
-    for ours, plain in zip(outputs(model, x), plainly(monkeypatch, model, x), strict=True):
+    for ours, plain in zip(outputs(model, x), plainly(model, x), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5 * max(1.0, float(plain.abs().max())))
 
 
 @pytest.mark.parametrize("form", ["image", "class_token", "no_position"])
 def test_bf16_is_as_near_to_fp32_as_the_plain_path(form, monkeypatch, one_dnn):
     model, x = network(FORMS[form]), torch.randn(2, 3, *FORMS[form]["input_size"])
-    exact = plainly(monkeypatch, model, x)
-    ours, plain = outputs(model, x, bf16=True), plainly(monkeypatch, model, x, bf16=True)
+    exact = plainly(model, x)
+    ours, plain = outputs(model, x, bf16=True), plainly(model, x, bf16=True)
 
     def distances(found):
         """Of both outputs, and of all gradients as one vector."""
@@ -124,7 +119,7 @@ def test_bf16_is_as_near_to_fp32_as_the_plain_path(form, monkeypatch, one_dnn):
 @pytest.mark.parametrize("form", FORMS)
 def test_bf16_is_that_of_the_plain_path(form, monkeypatch, one_dnn):
     model, x = network(FORMS[form]), torch.randn(2, 3, *FORMS[form]["input_size"])
-    pairs = list(zip(outputs(model, x, bf16=True), plainly(monkeypatch, model, x, bf16=True), strict=True))
+    pairs = list(zip(outputs(model, x, bf16=True), plainly(model, x, bf16=True), strict=True))
     for ours, plain in pairs[:2]:
         assert float((ours - plain).norm() / plain.norm()) < 1e-2
     ours, plain = (torch.cat([pair[side].flatten() for pair in pairs[2:]]) for side in (0, 1))
@@ -137,7 +132,7 @@ def test_bf16_is_that_of_the_plain_path(form, monkeypatch, one_dnn):
 @pytest.mark.parametrize("rows", [0, 1])
 def test_products_are_softmax_attention(rows, scaled, piece, threads, monkeypatch):
     """In float64 to the last digits, whatever the pieces; gradients against finite differences."""
-    monkeypatch.setattr(products, "PIECE", piece)
+    monkeypatch.setattr(attention, "PIECE", piece)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     torch.manual_seed(0)
     groups, k_grid = ((0,), (1,)), (2, 3)
@@ -145,14 +140,14 @@ def test_products_are_softmax_attention(rows, scaled, piece, threads, monkeypatc
     k, v = (torch.randn(2, rows + 6, 2, 3, dtype=torch.float64, requires_grad=True) for _ in "kv")
     tables = [torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (7, 9)]
 
-    def by_products(q, k, v, *tables):
-        return products.attend_by_products(q, k, v, tables, groups, k_grid, scaled)
+    scale = 3**-0.5 if scaled else 1.0
 
-    terms = [t * 3**-0.5 if scaled else t for t in query_terms(q, tables, groups, k_grid)]
-    bias = F.pad(write_out(terms, [], groups, (4, 5), k_grid), (rows, 0))
-    expected = attend(q.flatten(1, 2), k, v, bias).unflatten(1, (4, 5))
-    torch.testing.assert_close(by_products(q, k, v, *tables), expected, rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradcheck(by_products, (q, k, v, *tables), fast_mode=piece > 8)
+    def by(form):
+        return lambda q, k, v, *tables: attended(form, q, k, v, tables, groups, k_grid, scale)
+
+    expected = by("plain")(q, k, v, *tables)
+    torch.testing.assert_close(by("by_products")(q, k, v, *tables), expected, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(by("by_products"), (q, k, v, *tables), fast_mode=piece > 8)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +155,7 @@ def test_products_are_softmax_attention(rows, scaled, piece, threads, monkeypatc
     [("image", 2**22, 1), ("class_token", 2**22, 1), ("clip", 2**22, 0), ("class_token", 8, 2), ("no_term", 2**22, 2)],
 )
 def test_attention_of_exported_clips_is_products_in_place_of_a_written_term(form, most, fused, monkeypatch):
-    monkeypatch.setattr(attention, "MOST_SCORES", most)
+    monkeypatch.setattr(choose, "MOST_SCORES", most)
     model, x = network(FORMS[form]).eval(), torch.randn(2, 3, *FORMS[form]["input_size"])
     program = torch.export.export(model, (x,))
     calls = [str(node.target) for node in program.graph.nodes]
@@ -175,9 +170,9 @@ def test_gradients_of_keys_are_sums_only_where_queries_come_in_pieces(monkeypatc
     q, k, v, grad = (torch.randn(2, length, 16).bfloat16() for length in (128, 20, 20, 128))
     found = {}
     for piece in (2**20, 64 * 20 * 2):
-        monkeypatch.setattr(products, "PIECE", piece)
+        monkeypatch.setattr(attention, "PIECE", piece)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-        found[piece] = products._backward(q, k, v, grad, (True, True, True))
+        found[piece] = attention._backward(q, k, v, grad, (True, True, True))
     once, summed = found.values()
     assert [t.dtype for t in once[1:]] == [torch.bfloat16] * 2
     assert [t.dtype for t in summed[1:]] == [torch.float32] * 2
@@ -187,16 +182,15 @@ def test_gradients_of_keys_are_sums_only_where_queries_come_in_pieces(monkeypatc
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_all_forms_of_attention_agree(rows):
-    """Written out, step by step, and in channels; with a class row among the keys and without."""
+    """With a class row among the keys and without."""
     torch.manual_seed(0)
-    k_grid, q = (2, 3), torch.randn(2, 20, 2, 6, dtype=torch.float64)
+    k_grid, q = (2, 3), torch.randn(2, 4, 5, 2, 6, dtype=torch.float64)
     k, v = (torch.randn(2, 6 + rows, 2, 6, dtype=torch.float64) for _ in "kv")
-    terms = [torch.randn(2, 2, 4, 5, n, dtype=torch.float64) for n in k_grid]
-    bias = F.pad(write_out(terms, [], ((0,), (1,)), (4, 5), k_grid), (rows, 0))
-    expected = attend(q, k, v, bias)
-    torch.testing.assert_close(attend_by_hand(q, k, v, bias)[0], expected, rtol=1e-12, atol=1e-12)
-    found = attend_in_channels(q, k, v, terms, key_indicators(k_grid, ((0,), (1,)), k))
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    tables = [torch.randn(n, 6, dtype=torch.float64) for n in (7, 9)]
+    expected = attended("plain", q, k, v, tables, ((0,), (1,)), k_grid)
+    for form in ("by_kernel", "in_channels", "by_products"):
+        found = attended(form, q, k, v, tables, ((0,), (1,)), k_grid)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["image", "class_token"])
@@ -343,12 +337,12 @@ def test_linear_layers(gelu, precision, one_dnn):
 
 def test_without_one_dnn_a_linear_layer_is_the_public_one(monkeypatch):
     monkeypatch.setenv("OPENMVIT_ONEDNN", "0")
-    one_dnn_pays.cache_clear()
+    uses_one_dnn.cache_clear()
     layer, x = torch.nn.Linear(8, 16), torch.randn(3, 8)
     assert torch.equal(apply_linear(layer, x), layer(x))
     assert torch.equal(apply_linear(layer, x, gelu_before=True), layer(F.gelu(x)))
     assert torch.equal(apply_linear(layer, x, gelu_after=True), F.gelu(layer(x)))
-    one_dnn_pays.cache_clear()
+    uses_one_dnn.cache_clear()
 
 
 def test_replaced_and_hooked_layers_are_called(one_dnn):
@@ -432,16 +426,16 @@ def test_an_empty_batch_stays_empty(form):
 def test_one_dnn_takes_linear_layers_with_avx512(capability, pays, monkeypatch, one_dnn):
     monkeypatch.delenv("OPENMVIT_ONEDNN")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    one_dnn_pays.cache_clear()
-    assert one_dnn_pays(torch.float32) == pays
+    uses_one_dnn.cache_clear()
+    assert uses_one_dnn(torch.float32) == pays
 
 
 def test_a_wrong_setting_is_an_error(monkeypatch):
     monkeypatch.setenv("OPENMVIT_ONEDNN", "yes")
-    one_dnn_pays.cache_clear()
+    uses_one_dnn.cache_clear()
     with pytest.raises(UserError, match=r"OPENMVIT_ONEDNN is 'yes'\. Set it to 1 or 0"):
         network(IMAGE)(torch.randn(1, 3, 24, 40))
-    one_dnn_pays.cache_clear()
+    uses_one_dnn.cache_clear()
 
 
 @pytest.mark.parametrize("instructions", ["AVX2", "SSE41"])
@@ -495,13 +489,13 @@ def test_a_hooked_projection_sees_what_the_norm_gave(fused):
 
 def test_one_copy_serves_three_projections(monkeypatch):
     model = network(IMAGE | {"absolute_position": "joint"})
-    plain, types = fast.linear, []
+    whole, types = layers.apply, []
 
     def noted(x, cls, weight, bias, **how):
         types.append(x.dtype)
-        return plain(x, cls, weight, bias, **how)
+        return whole(x, cls, weight, bias, **how)
 
-    monkeypatch.setattr(fast, "linear", noted)
+    monkeypatch.setattr(layers, "apply", noted)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model.blocks[0].attn(torch.randn(1, 8, 14, 16))
     assert types[:3] == [torch.bfloat16] * 3

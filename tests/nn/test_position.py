@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nn.forms import position_of
 from nn.loops import agree
 from openmvit.config import MViTConfig
 from openmvit.model import MViT
 from openmvit.nn.attention import MultiscaleAttention
 from openmvit.nn.position import resize_grid, resize_table, sincos_table
-from openmvit.nn.relative import query_terms, relative_index, relative_rows, write_out
+from openmvit.nn.relative import relative_bias, relative_index, relative_rows
 
 
 def exact_index(q_size, k_size):
@@ -54,7 +55,7 @@ def test_table_is_resampled_linearly():
     expected = F.interpolate(table.T[None], size=39, mode="linear", align_corners=False)[0].T
     assert torch.equal(resize_table(table, 39), expected)
     assert resize_table(table, 37) is table
-    assert relative_rows(table, (20,), (10,)).shape == (20, 10, 4)
+    assert relative_rows(table, (20,), (10,), (0,)).shape == (20, 10, 4)
 
 
 @pytest.mark.parametrize("grids", [((3, 4), (2, 5)), ((2, 3, 4), (4, 3, 2))])
@@ -63,7 +64,8 @@ def test_bias_is_the_sum_over_axes(grids):
     q = torch.randn(2, *q_grid, 3, 5, dtype=torch.float64)
     tables = [torch.randn(2 * max(a, b) - 1, 5, dtype=torch.float64) for a, b in zip(q_grid, k_grid, strict=True)]
     groups = tuple((axis,) for axis in range(len(k_grid)))
-    bias = write_out(query_terms(q, tables, groups, k_grid), [], groups, q_grid, k_grid)
+    k = torch.randn(2, *k_grid, 3, 5, dtype=torch.float64)
+    bias = relative_bias(q, k, position_of(tables, groups, q_grid, k_grid))
     indices = [relative_index(a, b) for a, b in zip(q_grid, k_grid, strict=True)]
     for i, qp in enumerate(torch.cartesian_prod(*map(torch.arange, q_grid)).tolist()):
         for j, kp in enumerate(torch.cartesian_prod(*map(torch.arange, k_grid)).tolist()):
@@ -97,8 +99,8 @@ def test_sincos_shares_channels_between_axes():
 def test_a_network_trains_on_sizes_first_seen_in_inference_mode():
     table = torch.randn(2 * 23 - 1, 4, requires_grad=True)
     with torch.inference_mode():
-        relative_rows(table, (23,), (7,))
-    relative_rows(table, (23,), (7,)).sum().backward()
+        relative_rows(table, (23,), (7,), (0,))
+    relative_rows(table, (23,), (7,), (0,)).sum().backward()
     assert table.grad is not None
 
 
@@ -268,7 +270,7 @@ def test_joint_tables_are_resized_as_images_and_as_volumes(sizes, wanted):
     mixed = table
     for axis, (old, new) in enumerate(zip(table.shape[:-1], (2 * n - 1 for n in wanted), strict=True)):
         mixed = torch.tensordot(samples(old, new, reach, weight), mixed.movedim(axis, 0), dims=1).movedim(0, axis)
-    found = relative_rows(table, wanted, wanted)
+    found = relative_rows(table, wanted, wanted, tuple(range(len(wanted))))
     for i in itertools.product(*map(range, wanted)):
         for j in itertools.product(*map(range, wanted)):
             row = mixed[tuple(a - b + n - 1 for a, b, n in zip(i, j, wanted, strict=True))]

@@ -10,9 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detection.small import detector, pictures, target
 from nn.test_fast_paths import CLIP, FORMS, IMAGE, network
-from openmvit.nn import precision
-from openmvit.nn.precision import autocast_that_pays, bf16_costs_time
-from openmvit.nn.symbolic import is_exporting
+from openmvit.nn.fast import precision
+from openmvit.nn.fast.precision import is_slow_in_bf16
+from openmvit.nn.fast.tracing import is_exporting
+from openmvit.nn.ops import autocast
 
 TRIED_ON = ("2.11", "2.15")
 """Releases of torch whose private questions about the processor were asked."""
@@ -21,7 +22,7 @@ TRIED_ON = ("2.11", "2.15")
 @pytest.fixture
 def slow_bf16(monkeypatch):
     """A processor that is slower in bf16, whatever this one is."""
-    monkeypatch.setattr(precision, "BF16_PAYS", False)
+    monkeypatch.setattr(precision, "BF16_IS_FAST", False)
 
 
 def test_the_processor_answers():
@@ -32,7 +33,7 @@ def test_the_processor_answers():
     if platform.machine() == "x86_64":
         text = Path("/proc/cpuinfo").read_text()
         fast = "amx_bf16" in text or "GenuineIntel" not in text
-        assert ("avx512bw" in text and fast) == precision.BF16_PAYS
+        assert ("avx512bw" in text and fast) == precision.BF16_IS_FAST
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_it_pays_by_maker_and_instructions(supported, amx, processor, pays, monk
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     monkeypatch.setattr(precision, "has_amx", lambda: amx)
     monkeypatch.setattr(precision, "_processor", lambda: processor)
-    assert precision._bf16_pays() == pays
+    assert precision._is_fast_in_bf16() == pays
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_without_the_private_questions_the_system_answers(capability, processor,
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(precision, "_processor", lambda: processor)
-    assert precision._bf16_pays() == pays
+    assert precision._is_fast_in_bf16() == pays
 
 
 class Watch(TorchDispatchMode):
@@ -120,7 +121,7 @@ def test_a_step_is_the_one_in_float32_to_the_last_bit(form, again, slow_bf16):
 
 
 def test_where_it_pays_products_are_in_bf16(monkeypatch):
-    monkeypatch.setattr(precision, "BF16_PAYS", True)
+    monkeypatch.setattr(precision, "BF16_IS_FAST", True)
     with torch.autocast("cpu", torch.bfloat16), Watch() as watch:
         step(network(IMAGE), torch.randn(2, 3, *IMAGE["input_size"]))
     assert torch.bfloat16 in watch.types
@@ -139,7 +140,7 @@ def test_pictures_of_16_bits_are_widened(dtype, slow_bf16):
 @pytest.mark.parametrize("pays", [True, False])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
 def test_pictures_of_other_types_stay_an_error(dtype, pays, monkeypatch):
-    monkeypatch.setattr(precision, "BF16_PAYS", pays)
+    monkeypatch.setattr(precision, "BF16_IS_FAST", pays)
     with pytest.raises(RuntimeError, match="type"), torch.autocast("cpu", torch.bfloat16):
         network(IMAGE)(torch.ones(2, 3, *IMAGE["input_size"]).to(dtype))
 
@@ -186,16 +187,16 @@ def test_losses_of_a_detector_are_those_in_float32(slow_bf16):
 def test_what_is_not_asked_for_stays(slow_bf16):
     weight = torch.zeros(1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert bf16_costs_time(weight)
-        assert not bf16_costs_time(weight.double())
-        assert not bf16_costs_time(weight.bfloat16())
-        with autocast_that_pays(weight):
+        assert is_slow_in_bf16(weight)
+        assert not is_slow_in_bf16(weight.double())
+        assert not is_slow_in_bf16(weight.bfloat16())
+        with autocast(weight):
             assert not torch.is_autocast_enabled("cpu")
-        with autocast_that_pays(weight.bfloat16()):
+        with autocast(weight.bfloat16()):
             assert torch.is_autocast_enabled("cpu")
     with torch.autocast("cpu", torch.float16):
-        assert not bf16_costs_time(weight)
-    assert not bf16_costs_time(weight)
+        assert not is_slow_in_bf16(weight)
+    assert not is_slow_in_bf16(weight)
 
 
 def test_types_that_do_not_fit_stay_an_error(slow_bf16):
@@ -208,7 +209,7 @@ def test_a_graph_that_is_written_does_not_depend_on_the_processor(way, monkeypat
     model, x = network(IMAGE).eval(), torch.randn(2, 3, *IMAGE["input_size"])
     graphs = []
     for pays in (True, False):
-        monkeypatch.setattr(precision, "BF16_PAYS", pays)
+        monkeypatch.setattr(precision, "BF16_IS_FAST", pays)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             if way == "export":
                 graphs.append(str(torch.export.export(model, (x,)).graph))

@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from nn.test_fast_paths import CLIP, IMAGE, network
 from openmvit.architectures import ARCHITECTURES, model_config
-from openmvit.nn import recompute
+from openmvit.nn.fast import choose, recompute
 
 FORMS = {"image": IMAGE, "class_token": CLIP | {"cls_token": True}, "windows": IMAGE | {"window": ((4, 4), (4, 4))}}
 
@@ -41,7 +41,7 @@ def step(model, x):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_large_map_keeps_less_and_changes_no_bit(form, monkeypatch):
     model, x = network(FORMS[form]).train(), torch.randn(2, 3, *FORMS[form]["input_size"])
-    monkeypatch.setattr(recompute, "LARGE_MAP", 0)
+    monkeypatch.setattr(choose, "LARGE_MAP", 0)
     model.set_grad_checkpointing(False)
     logits, gradients, whole = step(model, x)
     model.set_grad_checkpointing(None)
@@ -52,7 +52,7 @@ def test_a_large_map_keeps_less_and_changes_no_bit(form, monkeypatch):
 
 
 def test_stochastic_depth_is_drawn_once(monkeypatch):
-    monkeypatch.setattr(recompute, "LARGE_MAP", 0)
+    monkeypatch.setattr(choose, "LARGE_MAP", 0)
     model, x = network(IMAGE).train(), torch.randn(8, 3, *IMAGE["input_size"])
     for block in model.blocks:
         block.drop_path.rate = 0.5
@@ -70,12 +70,12 @@ def test_only_training_steps_on_large_maps_are_computed_twice(monkeypatch):
     monkeypatch.setattr(recompute, "checkpoint", lambda f, x, cls, **_: calls.append(x.shape) or f(x, cls))
     model, x = network(IMAGE).train(), torch.randn(1, 3, *IMAGE["input_size"])
     tokens = 6 * 10
-    monkeypatch.setattr(recompute, "LARGE_MAP", tokens + 1)
+    monkeypatch.setattr(choose, "LARGE_MAP", tokens + 1)
     model(x)
     assert calls == []
-    monkeypatch.setattr(recompute, "LARGE_MAP", tokens)
+    monkeypatch.setattr(choose, "LARGE_MAP", tokens)
     model(x)
-    assert [tuple(shape[1:3]) for shape in calls] == [(6, 10), (6, 10), (6, 10), (3, 5)]
+    assert [tuple(shape[1:3]) for shape in calls] == [(6, 10), (6, 10), (6, 10)]
     calls.clear()
     with torch.no_grad():
         model(x)
@@ -86,7 +86,7 @@ def test_only_training_steps_on_large_maps_are_computed_twice(monkeypatch):
 
 
 def test_a_graph_can_be_gone_through_twice(monkeypatch):
-    monkeypatch.setattr(recompute, "LARGE_MAP", 0)
+    monkeypatch.setattr(choose, "LARGE_MAP", 0)
     model, x = network(IMAGE).train(), torch.randn(1, 3, *IMAGE["input_size"])
     loss = model(x).square().sum()
     weight = model.blocks[0].norm1.weight
@@ -95,7 +95,7 @@ def test_a_graph_can_be_gone_through_twice(monkeypatch):
 
 
 def test_gradients_of_gradients_and_transforms_are_those_without(monkeypatch):
-    monkeypatch.setattr(recompute, "LARGE_MAP", 0)
+    monkeypatch.setattr(choose, "LARGE_MAP", 0)
     model, x = network(IMAGE).double().train(), torch.randn(1, 3, *IMAGE["input_size"], dtype=torch.float64)
     weight = model.blocks[0].norm1.weight
     found = []
@@ -112,7 +112,7 @@ def test_gradients_of_gradients_and_transforms_are_those_without(monkeypatch):
 def test_pictures_and_clips_of_224_keep_their_activations():
     configs = [model_config(name) for name in ARCHITECTURES]
     tokens = [prod(config.patch_grid) for config in configs if max(config.input_size) <= 224]
-    assert len(tokens) > 20 and max(tokens) < recompute.LARGE_MAP <= 256 * 256
+    assert len(tokens) > 20 and max(tokens) < choose.LARGE_MAP <= 256 * 256
 
 
 def test_memory_that_is_freed_goes_back_to_the_system():

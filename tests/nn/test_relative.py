@@ -6,7 +6,7 @@ import torch
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError
 from openmvit.model import MViT
-from openmvit.nn import attention as attention_module
+from openmvit.nn.fast import choose
 
 IMAGE = {
     "input_size": (16, 24), "patch_kernel": (3, 3), "patch_padding": (1, 1), "adaptive_kv_stride": (2, 2),
@@ -25,7 +25,7 @@ def test_forms_of_single_axes_may_go_through_channels(form, monkeypatch):
     model = MViT(MViTConfig(**CLIP | {"relative_position": form})).double().eval()
     x = torch.randn(1, 3, 4, 16, 12, dtype=torch.float64)
     plain = model(x)
-    monkeypatch.setattr(attention_module, "MOST_SCORES", 0)
+    monkeypatch.setattr(choose, "MOST_SCORES", 0)
     torch.testing.assert_close(model(x), plain, rtol=1e-12, atol=1e-12)
 
 

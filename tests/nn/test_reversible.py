@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from openmvit import MViT, MViTConfig, UserError
-from openmvit.nn import precision
+from openmvit.nn.fast import precision
 
 SMALL = {"input_size": (64, 64), "depths": (1, 2, 3), "embed_dim": 8, "num_classes": 5, "drop_path_rate": 0.0}
 
@@ -70,7 +70,7 @@ def test_frozen_blocks_and_a_frozen_input_need_no_gradient():
 
 @pytest.mark.parametrize("pays", [True, False])
 def test_autocast_recomputes_in_the_precision_of_the_forward_pass(pays, monkeypatch):
-    monkeypatch.setattr(precision, "BF16_PAYS", pays)
+    monkeypatch.setattr(precision, "BF16_IS_FAST", pays)
     model = build(reversible="mean", drop_path_rate=0.3)
     x = torch.randn(4, 3, 64, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):

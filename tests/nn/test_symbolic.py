@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from openmvit.nn.fast.open_sizes import symbolic_index, symbolic_resize
+from openmvit.nn.fast.tracing import is_symbolic
 from openmvit.nn.position import resize_table
 from openmvit.nn.relative import relative_index
-from openmvit.nn.symbolic import is_symbolic, symbolic_index, symbolic_resize
 
 
 @pytest.mark.parametrize(("q", "k"), [(7, 7), (56, 14), (14, 56), (8, 1), (1, 8), (200, 50)])

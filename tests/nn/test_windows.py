@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from nn.forms import attended
 from nn.loops import agree, attention_by_loops
 from openmvit import architectures
 from openmvit.config import MViTConfig
 from openmvit.errors import UserError
 from openmvit.model import FeatureMaps, MViT
-from openmvit.nn import attention as attention_module
-from openmvit.nn.attention import MultiscaleAttention, attend, attend_in_channels
+from openmvit.nn.attention import MultiscaleAttention
+from openmvit.nn.fast import choose
 from openmvit.nn.grid import merge, partition
-from openmvit.nn.relative import key_indicators, query_terms, write_out
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "detection"
 HYBRID = {
@@ -103,15 +103,8 @@ def test_position_in_channels_equals_the_written_out_term(q_grid, k_grid, cls):
     k, v = torch.randn(2, rows, 3, 4, **shape), torch.randn(2, rows, 3, 4, **shape)
     tables = [torch.randn(2 * max(a, b) - 1, 4, **shape) for a, b in zip(q_grid, k_grid, strict=True)]
 
-    def both(form):
-        groups = tuple((axis,) for axis in range(len(k_grid)))
-        terms = query_terms(q, tables, groups, k_grid)
-        if form == "channels":
-            return attend_in_channels(q.flatten(1, -3), k, v, terms, key_indicators(k_grid, groups, k))
-        bias = write_out(terms, [], groups, q_grid, k_grid)
-        return attend(q.flatten(1, -3), k, v, torch.nn.functional.pad(bias, (cls, 0)))
-
-    plain, channels = both("plain"), both("channels")
+    groups = tuple((axis,) for axis in range(len(k_grid)))
+    plain, channels = (attended(form, q, k, v, tables, groups, k_grid) for form in ("plain", "in_channels"))
     torch.testing.assert_close(channels, plain, rtol=1e-12, atol=1e-12)
     weights = torch.randn_like(plain)
     inputs = (q, k, v, *tables)
@@ -126,7 +119,7 @@ def test_a_network_is_the_same_in_both_forms(fields, monkeypatch):
     model = model.double().eval()
     x = torch.randn(2, 3, 40, 24, dtype=torch.float64)
     plain = model(x)
-    monkeypatch.setattr(attention_module, "MOST_SCORES", 0)
+    monkeypatch.setattr(choose, "MOST_SCORES", 0)
     torch.testing.assert_close(model(x), plain, rtol=1e-12, atol=1e-12)
 
 

@@ -325,7 +325,7 @@ def test_batch_auto_takes_what_fits_and_writes_it_down(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("bf16_pays", [True, False])
 def test_running_out_of_memory_names_the_options_that_help(monkeypatch: pytest.MonkeyPatch, bf16_pays: bool) -> None:
-    monkeypatch.setattr(precision, "BF16_PAYS", bf16_pays)
+    monkeypatch.setattr(precision, "BF16_IS_FAST", bf16_pays)
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
     problem = memory.explain_memory(caught.value, 64)

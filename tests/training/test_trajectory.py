@@ -128,7 +128,7 @@ def test_mixed_precision_reaches_the_forward_pass(
 ) -> None:
     seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
     start = job.Job.start
-    monkeypatch.setattr(precision, "BF16_PAYS", True)
+    monkeypatch.setattr(precision, "BF16_IS_FAST", True)
 
     def starting(own: job.Job, engine: job.Engine) -> None:
         start(own, engine)

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from openmvit.benchmark.case import Case
 from openmvit.measuring import Step, seconds_of
-from openmvit.nn.fast import one_dnn_linear
-from openmvit.nn.precision import BF16_PAYS
+from openmvit.nn.fast.linear import one_dnn_linear
+from openmvit.nn.fast.precision import BF16_IS_FAST
 
 _REPEATS = 5
 
@@ -35,7 +35,7 @@ def onednn_linear(dtype: torch.dtype) -> Linear | None:
 
 def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The type that products of a type are fastest in: float32 for bf16 where a CPU is slower in that."""
-    slower = dtype == torch.bfloat16 and device.type == "cpu" and not BF16_PAYS
+    slower = dtype == torch.bfloat16 and device.type == "cpu" and not BF16_IS_FAST
     return torch.float32 if slower else dtype
 
 

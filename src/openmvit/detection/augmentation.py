@@ -19,7 +19,7 @@ from openmvit.detection.detections import Detections
 from openmvit.detection.detector import Detector, evaluating
 from openmvit.detection.selection import select_detections
 from openmvit.errors import UserError
-from openmvit.nn.precision import autocast_that_pays
+from openmvit.nn.ops import autocast
 
 _EIGHTHS = range(4, 13)
 """Short sides of the augmentation in eighths of the usual one: 400, 500 .. 1200 for 800."""
@@ -99,7 +99,7 @@ def detect_augmented(model: Detector, views: Sequence[View], size: tuple[int, in
         batch: views at a time. Views of one batch are padded to one size, which changes what is found a little.
     Source: facebookresearch/detectron2, GeneralizedRCNNWithTTA.
     """
-    with evaluating(model), autocast_that_pays(next(model.parameters())):
+    with evaluating(model), autocast(next(model.parameters())):
         found: list[Detections] = []
         with selecting(model, soft_nms="none"):
             for part in _parts(views, batch):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
-from openmvit.nn.symbolic import is_exporting
+from openmvit.nn.fast.tracing import is_exporting
 
 _LARGEST = math.log(1000 / 16)
 """Of dw and dh when decoding: a 16 pixel reference grows to 1000 at most, and exp cannot overflow."""

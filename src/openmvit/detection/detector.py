@@ -17,7 +17,7 @@ from openmvit.detection.roi_heads import RoiHeads
 from openmvit.detection.rpn import RegionProposals
 from openmvit.errors import UserError
 from openmvit.model import FeatureMaps, MViT
-from openmvit.nn.precision import autocast_that_pays
+from openmvit.nn.ops import autocast
 
 
 class Detector(nn.Module):
@@ -82,7 +82,7 @@ class Detector(nn.Module):
         """
         if targets is not None and len(targets) != len(images):
             raise UserError(f"{len(images)} pictures came with {len(targets)} targets", "Give one target per picture")
-        with autocast_that_pays(next(self.parameters())):
+        with autocast(next(self.parameters())):
             maps, sizes = self.features(images)
             if targets is None:
                 return self._detect(maps, sizes, output_sizes)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision import ops
 
-from openmvit.nn.symbolic import is_exporting
+from openmvit.nn.fast.tracing import is_exporting
 
 _TILES = 64
 """Groups side by side in one row of tiles."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from openmvit.model import MViT
+from openmvit.nn.fast.attention import by_products
 from openmvit.nn.grid import Tokens
-from openmvit.nn.precision import autocast_that_pays
-from openmvit.nn.products import attend_by_products
+from openmvit.nn.ops import autocast
+from openmvit.nn.relative import Position
 
 
 @dataclass
@@ -48,9 +50,9 @@ class _Weights(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             query, key, _ = args
             self.calls.append(partial(_fused_weights, query, key, kwargs or {}))
-        elif func is attend_by_products:
-            query, key, _, *how = args
-            self.calls.append(partial(_product_weights, query, key, how))
+        elif func is by_products:
+            query, key, _, position, cls, _ = args
+            self.calls.append(partial(_product_weights, query, key, position, cls))
         elif func is Tensor.softmax:  # attention written out, where something else needs the weights too
             self.calls.append(lambda: out)
         return out
@@ -61,11 +63,12 @@ def _fused_weights(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Tensor
     return F.scaled_dot_product_attention(query, key, unit.expand(*key.shape[:-2], -1, -1), **kwargs)
 
 
-def _product_weights(query: Tensor, key: Tensor, how: list[Any]) -> Tensor:
-    rows = key.shape[1]
-    unit = torch.eye(rows, dtype=query.dtype, device=query.device)[:, None]
-    out = attend_by_products(query, key, unit.expand(len(key), -1, key.shape[2], -1), *how)
-    return out.flatten(1, -3).transpose(1, 2)
+def _product_weights(q: Tensor, k: Tensor, position: Position | None, cls: tuple[Tensor, Tensor] | None) -> Tensor:
+    grid, first = k.shape[1:-2], 0 if cls is None else 1
+    rows = first + prod(grid)
+    unit = torch.eye(rows, dtype=q.dtype, device=q.device)[:, None].expand(len(k), -1, k.shape[-2], -1)
+    of_cls = None if cls is None else (cls[0], unit[:, :1])
+    return by_products(q, k, unit[:, first:].unflatten(1, grid), position, of_cls, None).flatten(1, -3).transpose(1, 2)
 
 
 @contextmanager
@@ -97,7 +100,7 @@ def recorded(network: MViT, *, states: bool = False, attentions: bool = False) -
         hooks += [block.get_submodule("attn").register_forward_hook(collect) for block in blocks]
         with weights:
             yield kept
-        with autocast_that_pays(network.patch_embed.proj.weight):
+        with autocast(network.patch_embed.proj.weight):
             for grid, *token in calls:
                 kept.attentions.append(torch.cat([*(call() for call in token), grid()], dim=-2))
     finally:

@@ -39,7 +39,7 @@ class TimmMViT(MViT):
         config = self.config
         self.num_classes = config.num_classes
         self.num_features = self.head_hidden_size = config.num_features
-        ends, side = sorted(self._stage_ends()), config.patch_stride[-1]
+        ends, side = [i + 1 for i, last in enumerate(self.ends_stage) if last], config.patch_stride[-1]
         self.feature_info: list[dict[str, Any]] = []
         for end, channels in zip(ends, config.stage_dims, strict=True):
             self.feature_info.append({"num_chs": channels, "reduction": side, "module": f"blocks.{end - 1}"})
@@ -107,7 +107,7 @@ class TimmMViT(MViT):
     ) -> list[int]:
         """Drop what the maps of these stages do not need; returns the stages, counted from 0."""
         chosen, last = feature_take_indices(len(self.feature_info), indices)
-        ends = sorted(self._stage_ends())
+        ends = [i + 1 for i, last in enumerate(self.ends_stage) if last]
         shorter = ends[last] < len(self.blocks)
         self.blocks = self.blocks[: ends[last]]
         if prune_norm or shorter:

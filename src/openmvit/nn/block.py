@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
-from openmvit.config import BlockConfig
+from openmvit.block_config import BlockConfig
+from openmvit.nn import ops
 from openmvit.nn.attention import MultiscaleAttention
-from openmvit.nn.fast import apply_linear, is_untouched, layer_norm
 from openmvit.nn.grid import Tokens, each, max_pool
-from openmvit.nn.recompute import drops_activations, recomputed
 
 
 class Mlp(nn.Module):
@@ -23,16 +20,9 @@ class Mlp(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, dim_out)
 
-    def forward(self, x: Tensor, cls: Tensor | None = None) -> Tensor | Tokens:
-        """`[..., dim] -> [..., dim_out]`; with a class token beside the grid, both."""
-        if is_untouched(self.act, nn.GELU) and self.act.approximate == "none":
-            # With a gradient only what enters the GELU is kept: its output is the widest tensor of a block.
-            before = torch.is_grad_enabled()
-            hidden = apply_linear(self.fc1, x, cls, gelu_after=not before)
-            out = apply_linear(self.fc2, *hidden, gelu_before=before)
-        else:
-            out = apply_linear(self.fc2, *each(self.act, *apply_linear(self.fc1, x, cls)))
-        return out[0] if cls is None else out
+    def forward(self, x: Tensor, cls: Tensor | None = None) -> Tokens:
+        """`[..., dim] -> [..., dim_out]`, and the class token beside it."""
+        return ops.mlp(self.fc1, self.act, self.fc2, x, cls)
 
 
 class DropPath(nn.Module):
@@ -41,9 +31,9 @@ class DropPath(nn.Module):
     Grid and class token of a sample share one draw.
     """
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, drop_path_rate: float) -> None:
         super().__init__()
-        self.rate = rate
+        self.rate = drop_path_rate
 
     def extra_repr(self) -> str:
         return f"{self.rate:g}"
@@ -52,7 +42,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x, cls
         keep = x.new_empty(x.shape[0]).bernoulli_(1 - self.rate) / (1 - self.rate)
-        return each(lambda t: t * keep.view(-1, *(1,) * (t.dim() - 1)), x, cls)
+        return x * keep.view(-1, *(1,) * (x.dim() - 1)), None if cls is None else cls * keep.view(-1, 1, 1)
 
 
 class MultiscaleBlock(nn.Module):
@@ -73,43 +63,37 @@ class MultiscaleBlock(nn.Module):
         self.mlp = Mlp(config.dim_attn, int(config.dim_attn * config.mlp_ratio), config.dim_out)
         self.proj = nn.Linear(config.dim, config.dim_out) if config.dim != config.dim_out else None
         self.drop_path = DropPath(config.drop_path)
+        self.skip_kernel, self.skip_stride = config.skip_kernel, config.stride_q
         self.recompute_large = True
+        self.gamma_1, self.gamma_2 = None, None
         if config.layer_scale:
             self.gamma_1 = nn.Parameter(torch.full((config.dim_attn,), config.layer_scale))
             self.gamma_2 = nn.Parameter(torch.full((config.dim_out,), config.layer_scale))
 
     def forward(self, x: Tensor, cls: Tensor | None = None) -> Tokens:
         """`[B, *grid, dim]` -> `[B, *q_grid, dim_out]`, and the class token beside it."""
-        again = self.training and self.recompute_large and drops_activations(x)
-        for half in (self._attend, self._transform):
-            x, cls = recomputed(half, x, cls) if again else half(x, cls)
-        return x, cls
+        x, cls = ops.half_block(self, self.attend, x, cls)
+        return ops.half_block(self, self.transform, x, cls)
 
-    def _attend(self, x: Tensor, cls: Tensor | None) -> Tokens:
-        normed = each(partial(layer_norm, self.norm1), x, cls)
-        branch = self._branch("gamma_1", *self.attn(*normed))
-        skip = self._widen(*normed) if self.config.dim != self.config.dim_attn else (x, cls)
-        if self.config.skip_kernel:
-            skip = max_pool(skip[0], self.config.skip_kernel, self.config.stride_q), skip[1]
-        return _add(skip, branch)
+    def attend(self, x: Tensor, cls: Tensor | None) -> Tokens:
+        """skip(x) + attention(norm(x)): `[B, *grid, dim]` -> `[B, *q_grid, dim_attn]`."""
+        normed = ops.layer_norm(self.norm1, x, cls)
+        branch, cls_branch = self.drop_path(*scaled(self.gamma_1, *self.attn(*normed)))
+        if self.proj is not None and self.config.dim != self.config.dim_attn:
+            x, cls = ops.linear(self.proj, *normed)
+        if self.skip_kernel:
+            x = max_pool(x, self.skip_kernel, self.skip_stride)  # [B, *q_grid, dim_attn]
+        return x + branch, None if cls is None or cls_branch is None else cls + cls_branch
 
-    def _transform(self, x: Tensor, cls: Tensor | None) -> Tokens:
-        normed = each(partial(layer_norm, self.norm2), x, cls)
-        mixed: Tokens = (self.mlp(normed[0]), None) if cls is None else self.mlp(*normed)
-        branch = self._branch("gamma_2", *mixed)
-        skip = self._widen(*normed) if self.config.dim_attn != self.config.dim_out else (x, cls)
-        return _add(skip, branch)
-
-    def _widen(self, x: Tensor, cls: Tensor | None) -> Tokens:
-        assert self.proj is not None
-        return apply_linear(self.proj, x, cls)
-
-    def _branch(self, gamma: str, x: Tensor, cls: Tensor | None) -> Tokens:
-        if self.config.layer_scale:
-            x, cls = each(lambda t: t * getattr(self, gamma), x, cls)
-        return self.drop_path(x, cls)
+    def transform(self, x: Tensor, cls: Tensor | None) -> Tokens:
+        """x + mlp(norm(x)): `[B, *grid, dim_attn]` -> `[B, *grid, dim_out]`."""
+        normed = ops.layer_norm(self.norm2, x, cls)
+        branch, cls_branch = self.drop_path(*scaled(self.gamma_2, *self.mlp(*normed)))
+        if self.proj is not None and self.config.dim_attn != self.config.dim_out:
+            x, cls = ops.linear(self.proj, *normed)
+        return x + branch, None if cls is None or cls_branch is None else cls + cls_branch
 
 
-def _add(skip: Tokens, branch: Tokens) -> Tokens:
-    cls = None if skip[1] is None or branch[1] is None else skip[1] + branch[1]
-    return skip[0] + branch[0], cls
+def scaled(gamma: Tensor | None, x: Tensor, cls: Tensor | None) -> Tokens:
+    """Layer scale, where there is one: `[..., C] * [C]`."""
+    return (x, cls) if gamma is None else each(lambda t: t * gamma, x, cls)

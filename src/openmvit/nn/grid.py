@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openmvit.config import Size
-from openmvit.nn.symbolic import is_symbolic
+from openmvit.block_config import Size
 
 Tokens = tuple[Tensor, Tensor | None]
 """A grid `[B, *grid, C]` and the class token `[B, 1, C]` beside it, where there is one."""
@@ -25,6 +24,11 @@ def each(function: Callable[[Tensor], Tensor], x: Tensor, cls: Tensor | None) ->
     return function(x), None if cls is None else function(cls)
 
 
+def rows(x: Tensor, cls: Tensor | None = None) -> Tensor:
+    """A grid of heads `[B, *grid, h, c]` as rows `[B, L, h, c]`, the class row `[B, 1, h, c]` first."""
+    return x.flatten(1, -3) if cls is None else torch.cat([cls, x.flatten(1, -3)], dim=1)
+
+
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Size, groups: int = 1) -> Tensor:
     """Convolution of a channels-last grid.
 
@@ -35,22 +39,21 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: 
         `[B, *grid_out, C_out]`, contiguous.
     """
     # A contiguous channels-last grid seen channels-first is what the library calls channels_last: no copy is made.
-    out = _CONV[weight.dim() - 2](x.movedim(-1, 1), weight, bias, stride, padding, 1, groups)
-    return out.movedim(1, -1).contiguous()
+    layer = _CONV[weight.dim() - 2]
+    return layer(x.movedim(-1, 1), weight, bias, stride, padding, 1, groups).movedim(1, -1).contiguous()
 
 
 def max_pool(x: Tensor, kernel: Size, stride: Size) -> Tensor:
     """Max pool of `[B, *grid, C]`, padding kernel // 2."""
-    out = _MAX[len(kernel)](x.movedim(-1, 1), kernel, stride, padding=[k // 2 for k in kernel])
-    return out.movedim(1, -1).contiguous()
+    padding = [k // 2 for k in kernel]
+    return _MAX[len(kernel)](x.movedim(-1, 1), kernel, stride, padding).movedim(1, -1).contiguous()
 
 
 def avg_pool(x: Tensor, kernel: Size, stride: Size) -> Tensor:
     """Average pool of `[B, *grid, C]`, padding kernel // 2; the padding counts, as in the released code."""
     # Padded by hand: the library's own padding refuses clips with fewer frames than the kernel.
     x = F.pad(x, [0, 0, *(k // 2 for k in reversed(kernel) for _ in range(2))])
-    out = _AVG[len(kernel)](x.movedim(-1, 1), kernel, stride)
-    return out.movedim(1, -1).contiguous()
+    return _AVG[len(kernel)](x.movedim(-1, 1), kernel, stride).movedim(1, -1).contiguous()
 
 
 def partition(x: Tensor, window: Size, shifted: bool = False) -> Tensor:
@@ -65,21 +68,22 @@ def partition(x: Tensor, window: Size, shifted: bool = False) -> Tensor:
     ndim, grid = len(window), x.shape[1 : 1 + len(window)]
     counts = _counts(grid, window)
     padding = [c * w - n for c, w, n in zip(counts, window, grid, strict=True)]
-    if is_symbolic(*padding) or any(padding):
-        x = F.pad(x, [0] * 2 * (x.dim() - 1 - ndim) + [p for n in reversed(padding) for p in (0, n)])
+    x = F.pad(x, [0] * 2 * (x.dim() - 1 - ndim) + [p for n in reversed(padding) for p in (0, n)])
     if shifted:
         x = _roll(x, window, -1)
     for axis, (count, side) in enumerate(zip(counts, window, strict=True)):
         x = x.unflatten(1 + 2 * axis, (count, side))
     x = x.movedim(tuple(range(1, 1 + 2 * ndim, 2)), tuple(range(1, 1 + ndim)))
-    return _copied(x, counts).flatten(0, ndim)
+    # A copy in any case, so that an exporter need not ask whether a count is 1.
+    return x.clone(memory_format=torch.contiguous_format).flatten(0, ndim)
 
 
 def merge(x: Tensor, window: Size, grid: Size, shifted: bool = False) -> Tensor:
     """Inverse of `partition`: `[B * windows, *window, ...]` -> `[B, *grid, ...]`."""
     ndim, counts = len(window), _counts(grid, window)
     x = x.unflatten(0, (x.shape[0] // prod(counts), *counts))
-    x = _copied(x.movedim(tuple(range(1, 1 + ndim)), tuple(range(1, 1 + 2 * ndim, 2))), counts)
+    x = x.movedim(tuple(range(1, 1 + ndim)), tuple(range(1, 1 + 2 * ndim, 2)))
+    x = x.clone(memory_format=torch.contiguous_format)
     for axis in range(ndim):
         x = x.flatten(1 + axis, 2 + axis)
     if shifted:
@@ -90,11 +94,6 @@ def merge(x: Tensor, window: Size, grid: Size, shifted: bool = False) -> Tensor:
 def _counts(grid: Sequence[int], window: Size) -> Size:
     """Windows along each axis, the padded ones too."""
     return tuple((n + w - 1) // w for n, w in zip(grid, window, strict=True))
-
-
-def _copied(x: Tensor, counts: Size) -> Tensor:
-    """Where the counts are symbols a copy, so that no later view has to ask whether one of them is 1."""
-    return x.clone(memory_format=torch.contiguous_format) if is_symbolic(*counts) else x
 
 
 def _roll(x: Tensor, window: Size, sign: int) -> Tensor:

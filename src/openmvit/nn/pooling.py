@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from openmvit.config import PoolMode, Size
-from openmvit.nn.fast import depthwise
+from openmvit.block_config import PoolMode, Size
+from openmvit.nn import ops
 from openmvit.nn.grid import avg_pool, max_pool
 
 
@@ -27,6 +27,7 @@ class TokenPool(nn.Module):
     def __init__(self, mode: PoolMode, dim: int, kernel: Size, stride: Size) -> None:
         super().__init__()
         self.mode, self.kernel, self.stride = mode, kernel, stride
+        self.padding = tuple(k // 2 for k in kernel)
         if mode in ("conv", "conv_unshared"):
             self.weight = nn.Parameter(torch.empty(dim, 1, *kernel))
             nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
@@ -34,13 +35,9 @@ class TokenPool(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.mode}, kernel={self.kernel}, stride={self.stride}"
 
-    def forward(self, x: Tensor, stride: Size | None = None) -> Tensor:
-        """`[B, *grid, C]` with C a multiple of `dim` -> `[B, *pooled, C]`, with another stride if given."""
-        stride = stride or self.stride
-        if self.mode == "max":
-            return max_pool(x, self.kernel, stride)
-        if self.mode == "avg":
-            return avg_pool(x, self.kernel, stride)
-        channels, padding = x.shape[-1], tuple(k // 2 for k in self.kernel)
-        weight = torch.cat((self.weight,) * (channels // self.weight.shape[0]))
-        return depthwise(x, weight, stride, padding)
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, *grid, C]` with C a multiple of `dim` -> `[B, *pooled, C]`."""
+        if self.mode in ("max", "avg"):
+            return (max_pool if self.mode == "max" else avg_pool)(x, self.kernel, self.stride)
+        weight = torch.cat((self.weight,) * (x.shape[-1] // self.weight.shape[0]))  # [C, 1, *kernel]
+        return ops.depthwise(x, weight, self.stride, self.padding)

@@ -6,26 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openmvit.config import Size
-from openmvit.nn.symbolic import is_symbolic, symbolic_resize
+from openmvit.block_config import Size
 
 
 def resize_table(table: Tensor, length: int) -> Tensor:
     """Relative table `[L, c]` resampled linearly to `[length, c]`, as the authors do at run time and at load."""
-    if is_symbolic(length):
-        return symbolic_resize(table, length)
     if table.shape[0] == length:
         return table
     return F.interpolate(table.T[None], size=length, mode="linear", align_corners=False)[0].T
 
 
 def resize_grid(table: Tensor, grid: Size) -> Tensor:
-    """Absolute table `[1, *grid0, C]` resampled to `[1, *grid, C]`.
+    """Absolute table `[1, *grid0, C]` resampled to `[1, *grid, C]` where the grids differ."""
+    return table if table.shape[1:-1] == grid else interpolate_grid(table, grid)
 
-    Linear on one axis, bicubic on two, trilinear on three.
-    """
-    if not is_symbolic(*grid) and table.shape[1:-1] == grid:
-        return table
+
+def interpolate_grid(table: Tensor, grid: Size) -> Tensor:
+    """`[1, *grid0, C]` -> `[1, *grid, C]`: linear on one axis, bicubic on two, trilinear on three."""
     mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(grid)]
     return F.interpolate(table.movedim(-1, 1), size=grid, mode=mode, align_corners=False).movedim(1, -1)
 

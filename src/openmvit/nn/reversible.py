@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import Any, cast
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from openmvit.config import BlockConfig
+from openmvit.block_config import BlockConfig
 from openmvit.errors import UserError
+from openmvit.nn import ops
 from openmvit.nn.attention import MultiscaleAttention
 from openmvit.nn.block import DropPath, Mlp
-from openmvit.nn.fast import apply_linear
-from openmvit.nn.precision import has_autocast
-from openmvit.nn.symbolic import is_exporting
+from openmvit.nn.fast.precision import has_autocast
+from openmvit.nn.fast.tracing import is_exporting
+from openmvit.nn.grid import Tokens
 
 
 class _Branches(nn.Module):
@@ -38,7 +39,7 @@ class _Branches(nn.Module):
 
     def mix(self, x: Tensor) -> Tensor:
         """`[..., dim_out] -> [..., dim_out]`."""
-        return self.mlp(self.norm2(x))
+        return self.mlp(self.norm2(x))[0]
 
 
 class ReversibleBlock(_Branches):
@@ -92,16 +93,23 @@ class StageTransition(_Branches):
 
     def forward(self, x: Tensor) -> Tensor:
         """Both streams side by side -> one: `[B, *grid, 2 * C] -> [B, *q_grid, dim_out]`."""
-        x = x + self.fuse(x) if self.fuse is not None else x.unflatten(-1, (2, -1)).mean(-2)
-        skip = x if self.proj is None else apply_linear(self.proj, x, None)[0]
-        x = self.attn._pool("q", skip, None)[0] + self.attend(x)
+        x = x + self.fuse(x)[0] if self.fuse is not None else x.unflatten(-1, (2, -1)).mean(-2)
+        skip = x if self.proj is None else ops.linear(self.proj, x)[0]
+        x = self.attn.pool("q", (skip, None))[0].flatten(-2) + self.attend(x)
         return self.drop_path(x + self.mix(x), None)[0]
 
 
-def build_blocks(records: Sequence[BlockConfig]) -> Iterator[ReversibleBlock | StageTransition]:
+def two_stream_block(config: BlockConfig) -> ReversibleBlock | StageTransition:
+    """A block of a reversible network."""
+    return ReversibleBlock(config) if config.fusion == "none" else StageTransition(config)
+
+
+class TwoStreams(nn.ModuleList):
     """The blocks of a reversible network."""
-    for record in records:
-        yield ReversibleBlock(record) if record.fusion == "none" else StageTransition(record)
+
+    def stages(self, x: Tensor, *, recompute: bool = True) -> list[Tokens]:
+        """Both streams side by side after each stage: `[B, *grid, C] -> [B, *grid, 2 * C]`."""
+        return [(tokens, None) for tokens in run_stages(self, x, recompute=recompute)]
 
 
 def run_stages(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool = True) -> list[Tensor]:

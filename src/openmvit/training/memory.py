@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from openmvit.errors import UserError
-from openmvit.nn import precision
+from openmvit.nn.fast import precision
 from openmvit.training.layers import blocks_of
 from openmvit.training.recipe import Recipe
 
@@ -151,5 +151,5 @@ def explain_memory(error: BaseException, batch: int | str) -> UserError | None:
     options = "Options that help: a smaller --batch with a larger --accumulate, --grad-ckpt, a smaller --imgsz"
     # On CPUs that are slower in bf16 networks stay in float32 whatever is asked for. A card raises neither of these.
     of_cpu = isinstance(error, MemoryError) or "CPUAllocator" in text
-    narrows = precision.BF16_PAYS or not of_cpu
+    narrows = precision.BF16_IS_FAST or not of_cpu
     return UserError(f"Out of memory with --batch {batch}", options + (", --amp bf16" if narrows else ""))

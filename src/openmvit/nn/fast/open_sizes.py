@@ -1,21 +1,35 @@
-"""Positions where the sizes of a traced graph are symbols: integer arithmetic, gather and lerp, and no decision."""
+"""Relative positions for compilers and exporters: without a decision where sizes are symbols."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-
-def is_exporting() -> bool:
-    """Whether an exporter looks at the operators, rather than a compiler."""
-    # The compiler of torch 2.11 answers the public question with yes; what stands behind it is not public.
-    flag = getattr(torch.compiler, "_is_exporting_flag", None)
-    return torch.compiler.is_exporting() if flag is None else flag
+from openmvit.block_config import Size
+from openmvit.nn.fast.tracing import is_symbolic
+from openmvit.nn.position import resize_grid, resize_table
+from openmvit.nn.relative import gather_rows, kept_index, relative_index
 
 
-def is_symbolic(*sizes: int) -> bool:
-    """Whether one of the sizes is left open; only an export has such sizes, `torch.compile` shows plain integers."""
-    return any(isinstance(n, torch.SymInt) for n in sizes)
+def relative_rows(table: Tensor, q_grid: Size, k_grid: Size, axes: tuple[int, ...]) -> Tensor:
+    """`relative.relative_rows` in a graph."""
+    lengths = tuple(2 * larger(q_grid[a], k_grid[a]) - 1 for a in axes)
+    index = [_index(q_grid[a], k_grid[a], table.device) for a in axes]
+    if len(axes) > 1:
+        return gather_rows(resize_grid(table[None], lengths)[0], index)
+    resize = symbolic_resize if is_symbolic(*lengths) else resize_table
+    return gather_rows(resize(table, lengths[0]), index)
+
+
+def _index(q_size: int, k_size: int, device: torch.device) -> Tensor:
+    if is_symbolic(q_size, k_size):
+        return symbolic_index(q_size, k_size, device)
+    if not torch.compiler.is_compiling():
+        return kept_index(q_size, k_size, device)
+    # Sizes may be symbols there, and what is kept would pin tensors to a graph.
+    if k_size % q_size == 0 or q_size % k_size == 0:
+        return symbolic_index(q_size, k_size, device)  # made on the device: a copy has no place in a CUDA graph
+    return relative_index(q_size, k_size).to(device)
 
 
 def larger(a: int, b: int) -> int:

@@ -1,4 +1,4 @@
-"""What a block makes of a large map is not kept for the backward pass but computed again, half a block at a time."""
+"""Activations that are not kept for the backward pass but computed again: of halves of blocks, or of whole blocks."""
 
 from __future__ import annotations
 
@@ -6,34 +6,30 @@ import ctypes
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from math import prod
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from openmvit.nn.fast import is_transformed, on_plain_cpu
+from openmvit.nn.fast.tracing import runs_on_cpu
 from openmvit.nn.grid import Tokens
-from openmvit.nn.symbolic import is_exporting
-
-LARGE_MAP = 2**16
-"""Tokens of a map from which its activations are dropped: those of a detector's first blocks at 1024 x 1024, and of
-clips of 312 pixels, but not of pictures and clips of 224."""
-
-
-def drops_activations(x: Tensor) -> bool:
-    """Whether what is made of `[B, *grid, C]` should be computed again in the backward pass."""
-    # A transform of `torch.func` and an exporter take no recomputation.
-    if not torch.is_grad_enabled() or prod(x.shape[1:-1]) < LARGE_MAP or is_exporting():
-        return False
-    return torch.compiler.is_compiling() or not is_transformed()
 
 
 def recomputed(function: Callable[[Tensor, Tensor | None], Tokens], x: Tensor, cls: Tensor | None) -> Tokens:
     """The result of a function that keeps nothing but its inputs for the backward pass."""
-    if not on_plain_cpu(x):  # a compiler takes no contexts
+    if not runs_on_cpu(x):  # a compiler takes no contexts
         return checkpoint(function, x, cls, use_reentrant=False)
     return checkpoint(function, x, cls, use_reentrant=False, context_fn=_contexts)
+
+
+def checkpointed_blocks(network: Any, x: Tensor, cls: Tensor | None) -> list[Tokens]:
+    """`ops.trunk` that keeps nothing but the inputs of blocks."""
+    outputs: list[Tokens] = []
+    for block, last in zip(network.blocks, network.ends_stage, strict=False):
+        x, cls = checkpoint(block, x, cls, use_reentrant=False)
+        if last:
+            outputs.append((x, cls))
+    return outputs
 
 
 def trim_memory() -> None:

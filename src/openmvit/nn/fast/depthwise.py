@@ -1,5 +1,4 @@
-"""Depthwise filters in other forms than the library's own call, most of them for three axes, and what pools of a grid
-read; `nn/fast.py` chooses."""
+"""Depthwise filters on three axes in other forms than the library's own call."""
 
 from __future__ import annotations
 
@@ -12,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openmvit.config import Size
-from openmvit.nn.gradients import differentiable
+from openmvit.block_config import Size
+from openmvit.nn.fast.gradients import differentiable
+from openmvit.nn.fast.precision import autocast_dtype
 from openmvit.nn.grid import conv
 
 
@@ -23,25 +23,11 @@ def channels_first(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Te
     return out.movedim(1, -1).contiguous()
 
 
-def rows_read(x: Tensor, kernel: Size, stride: Size) -> tuple[Tensor, Size]:
-    """A grid `[B, *grid, C]` without the rows between the windows of a pool, and the stride to the same windows on it.
-
-    Kernels are odd, and padding is kernel // 2.
-    """
-    for axis, (taps, step) in enumerate(zip(kernel, stride, strict=True), start=1):
-        if step > taps:
-            rows = [row for row in range(x.shape[axis]) if (row + taps // 2) % step < taps]
-            x = x.index_select(axis, torch.tensor(rows, device=x.device))
-    return x, tuple(map(min, kernel, stride))
-
-
-def fits_frames(weight: Tensor, stride: Size, padding: Size) -> bool:
-    """Whether `by_frames` can make a filter: stride 1 in time and padding that gives as many frames as there are."""
-    return len(stride) == 3 and stride[0] == 1 and weight.shape[2] == 2 * padding[0] + 1
-
-
 def by_frames(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
-    """Filters on the frames `[B, T, H, W, C]` alone, one per tap of the first axis; results shifted and added."""
+    """Filters on the frames `[B, T, H, W, C]` alone, one per tap of the first axis; results shifted and added.
+
+    The stride in time is 1, and padding gives as many frames as there are.
+    """
     channels, frames = x.shape[-1], x.shape[1]
 
     def one_tap(tap: int, seen: Tensor) -> Tensor:
@@ -55,22 +41,22 @@ def by_frames(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
     return out
 
 
-def by_frames_in_one_node(x: Tensor, weight: Tensor, stride: Size, padding: Size, dtype: torch.dtype | None) -> Tensor:
+def by_frames_in_one_node(x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
     """`by_frames` with a backward pass of its own, which keeps x as it came and takes few frames at a time.
 
     Left to the library, every slice of frames gets a gradient of the size of the whole, most of it zeros, and all of
-    these are added up (benchmarks/NOTES.md).
+    these are added up. Strided filters of bf16 are computed in float32: backward they take 3 to 18 times as long in
+    bf16 (benchmarks/NOTES.md).
 
     Args:
-        x: `[B, T, H, W, C]`, or any `[1, B, *grid, C]`, whose filter has one tap in front.
+        x: `[B, T, H, W, C]`.
         weight: `[C, 1, taps, *kernel]`.
-        stride, padding: of every axis between the first and the channels; that of the taps has stride 1 and half the
-            taps as padding.
-        dtype: type to compute in; None for that of x and weight, which must agree.
     Returns:
-        `[B, T, *grid_out, C]` in the type computed in.
+        `[B, T, *grid_out, C]`.
     """
-    return _ByFrames.apply(x, weight, stride, padding, dtype)
+    if x.dtype == torch.bfloat16 and prod(stride) > 1:
+        return _ByFrames.apply(x, weight, stride, padding, torch.float32).to(x.dtype)
+    return _ByFrames.apply(x, weight, stride, padding, autocast_dtype(x))
 
 
 PIECE = 2**22
@@ -98,6 +84,7 @@ class _ByFrames(torch.autograd.Function):
 
 
 def _in(dtype: torch.dtype | None, x: Tensor) -> Tensor:
+    """Cast to a dtype; None leaves types as they are, and those that do not fit an error."""
     return x if dtype is None else x.to(dtype)
 
 
