@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 from unittest import mock
 
 import torch
@@ -83,30 +82,30 @@ def _quietly(forward: Step) -> Step:
     return step
 
 
+def _attend(
+    form: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: list[Tensor],
+    cls: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    groups = tuple((axis,) for axis in range(len(tables)))
+    rows = [relative_rows(t, q.shape[1:-2], k.shape[1:-2], g) for t, g in zip(tables, groups, strict=True)]
+    return form(q, k, v, Position(groups, 1.0, rows, [], [], 1), cls, None)
+
+
 def attention() -> Iterator[list[str]]:
     """Written out for the library's kernel, and by products."""
     for name, (batch, heads, q_grid, k_grid) in ATTENTION.items():
-        groups = tuple((axis,) for axis in range(len(q_grid)))
         for precision, dtype in TYPES.items():
             q = torch.randn(batch, *q_grid, heads, 96).to(dtype).requires_grad_()
             k, v = (torch.randn(batch, *k_grid, heads, 96).to(dtype).requires_grad_() for _ in "kv")
             cls = None if len(q_grid) == 2 else (torch.randn(batch, 1, heads, 96).to(dtype),) * 2
             lengths = [2 * max(n, m) - 1 for n, m in zip(q_grid, k_grid, strict=True)]
             tables = [torch.randn(n, 96).requires_grad_() for n in lengths]
-
-            def attend(
-                form: Callable[..., Tensor],
-                q: Tensor = q,
-                k: Tensor = k,
-                v: Tensor = v,
-                own: Any = (tables, groups, cls),
-            ) -> Tensor:
-                tables, groups, cls = own
-                rows = [relative_rows(t, q.shape[1:-2], k.shape[1:-2], g) for t, g in zip(tables, groups, strict=True)]
-                return form(q, k, v, Position(groups, 1.0, rows, [], [], 1), cls, None)
-
             inputs = [q, k, v, *tables]
-            kernel, ours = partial(attend, by_kernel), partial(attend, by_products)
+            kernel, ours = (partial(_attend, form, q, k, v, tables, cls) for form in (by_kernel, by_products))
             forward = times(_quietly(kernel), _quietly(ours))
             step = times(_backward(kernel, inputs), _backward(ours, inputs))
             yield [name, precision, *(f"{t:.1f}" for t in (*forward, *step))]

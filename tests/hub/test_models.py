@@ -16,6 +16,7 @@ import openmvit.hub as hub
 from openmvit import UserError
 from openmvit.checkpoint import read_model
 from openmvit.hub.recording import recorded
+from openmvit.nn import ops
 from openmvit.nn.fast import choose
 
 
@@ -106,7 +107,7 @@ def test_attentions_times_values_are_the_output(name, channels, monkeypatch):
             assert (weights == 0).any() == (name == "shifted")
         return
     cls = cls[0] if cls else None
-    (q, q_cls), (k, k_cls), (v, v_cls) = part._heads(tokens, cls)
+    (q, q_cls), (k, k_cls), (v, v_cls) = map(part.pool, "qkv", ops.project([part.qkv], tokens, cls))
     rows = [t.flatten(1, -3) for t in (q, k, v)]
     if cls is not None:
         rows = [torch.cat(pair, 1) for pair in zip((q_cls, k_cls, v_cls), rows, strict=True)]

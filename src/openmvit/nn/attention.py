@@ -95,11 +95,7 @@ class MultiscaleAttention(nn.Module):
 
     def position(self, q: Tensor, k: Tensor, windows: int = 1) -> Position | None:
         """R of every table for the grids of q and k; None without tables."""
-        rows: dict[str, list[Tensor]] = {"q": [], "k": [], "v": []}
+        rows: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for name, term, axes in self.tables:
-            rows[term].append(ops.relative_rows(getattr(self, name), q.shape[1:-2], k.shape[1:-2], axes))
-        return (
-            Position(self.groups, self.relative_scale, rows["q"], rows["k"], rows["v"], windows)
-            if self.tables
-            else None
-        )
+            rows["qkv".index(term)].append(ops.relative_rows(getattr(self, name), q.shape[1:-2], k.shape[1:-2], axes))
+        return Position(self.groups, self.relative_scale, *rows, windows) if self.tables else None
