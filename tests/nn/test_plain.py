@@ -92,8 +92,10 @@ def test_bf16_is_as_near_to_float64_as_the_plain_form_in_bf16(name, device, monk
         # torch's own bf16 filters on three axes have gradients that are not finite now and then, on a CPU.
         plainly_far = [far if math.isfinite(far) else math.inf for far in plainly_far]
         ratios.append([math.log(a / b) if b < math.inf else 0.0 for a, b in zip(far, plainly_far, strict=True)])
-    logs = torch.tensor(ratios)[:, [0, 1, 3]]  # ten logits are too few
-    assert (logs.mean(0) <= 3 * logs.std(0) / len(logs) ** 0.5 + 0.02).all(), logs
+    # Single ratios of maps and gradients scatter by 0.1 and 0.28 (24 draws of mvitv2_tiny, means 0.00 and 0.00); a
+    # mean of six by 0.04 and 0.11. Ten logits are too few.
+    quiet, loud, _, gradients = torch.tensor(ratios).mean(0).tolist()
+    assert max(quiet, loud) < 0.15 and gradients < 0.4, ratios
 
 
 def test_the_switch_reaches_every_operation(monkeypatch):
