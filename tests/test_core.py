@@ -111,3 +111,22 @@ def test_equation_4_stands_on_one_screen():
         "[B, *q_grid, h, c]",
     ):
         assert any(words in line for line in forward), words
+
+
+def test_shapes_are_those_that_go_through(capsys):
+    """One line per block: input, pooled queries and keys, output."""
+    from openmvit.cli import main
+    from openmvit.info import trace
+
+    model = MViT(MViTConfig(**CLIP))
+    rows = trace(model, torch.randn(2, 3, *CLIP["input_size"]))
+    (x, cls), seen = model.embed(torch.randn(2, 3, *CLIP["input_size"])), []
+    for block in model.blocks:
+        seen.append(list(x.shape))
+        x, cls = block(x, cls)
+    assert [row["in"] for row in rows] == seen and rows[-1]["out"] == list(x.shape)
+    assert rows[1]["q"][1:4] == rows[1]["out"][1:4] and rows[0]["k"][1:4] == [2, 2, 3]
+    assert main(["info", "mvitv2_micro", "--shapes", "--imgsz", "64"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["0", "1x16x16x48", "1x16x16x48", "1x4x4x48", "1x16x16x48"] and len(lines) == 7
+    assert main(["info", "mvitv2_micro", "--imgsz", "64"]) == 2

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from openmvit.config import MViTConfig, Size
 from openmvit.convert import cards
+from openmvit.convert.bounds import HEADER_BYTES, check_architecture, check_card_text, check_header, check_length
 from openmvit.convert.cards import FORMAT
-from openmvit.convert.claims import HEADER_BYTES, check_architecture, check_card_text, check_header, check_length
 from openmvit.errors import UserError
 from openmvit.model import MViT
 from openmvit.nn.position import resize_grid, resize_table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import asdict
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,63 @@ def info_text(found: dict[str, Any]) -> str:
     rows.append(("head", "", "", f"{head['classes']} classes", *empty, f"{head['parameters']:,}"))
     total = f"{found['name']}: {found['parameters']:,} parameters in {len(found['blocks'])} blocks, input {size}"
     return "\n".join([*table(rows), *_card_lines(found.get("card", {})), total])
+
+
+def trace(model: MViT, x: torch.Tensor) -> list[dict[str, Any]]:
+    """What goes through a network: per block the shapes of its input, pooled queries and keys, and output.
+
+    Args:
+        x: `[B, C, *size]`; tensors on the meta device cost nothing.
+    """
+    rows: list[dict[str, Any]] = []
+
+    def note_input(module: torch.nn.Module, inputs: Any) -> None:
+        rows.append({"block": len(rows), "in": list(inputs[0].shape)})
+
+    def note_output(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        rows[-1]["out"] = list(output[0].shape if isinstance(output, tuple) else output.shape)
+
+    def note_pool(name: str, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        rows[-1][name] = list(output.shape)
+
+    hooks = []
+    for block in model.blocks:
+        hooks += [block.register_forward_pre_hook(note_input), block.register_forward_hook(note_output)]
+        for name in ("q", "k"):
+            if (pool := getattr(block.attn, f"pool_{name}")) is not None:
+                hooks.append(pool.register_forward_hook(partial(note_pool, name)))
+    try:
+        with torch.no_grad():
+            model.stages(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return rows
+
+
+def shapes(found: dict[str, Any], imgsz: int | None = None, frames: int | None = None) -> list[dict[str, Any]]:
+    """`trace` of a described network for one input; no weight is allocated.
+
+    Args:
+        found: what `describe` gave.
+        imgsz, frames: as for `operations`.
+    Raises:
+        UserError: if the network takes no such input.
+    """
+    size = _counted(found["config"], imgsz, frames).size
+    config = MViTConfig.from_dict(found["config"].get("backbone", found["config"]))
+    with torch.device("meta"):
+        return trace(MViT(config).eval(), torch.empty(1, config.in_chans, *size))
+
+
+def shapes_text(traced: list[dict[str, Any]]) -> str:
+    """`trace` as text: one line per block."""
+    rows: list[tuple[str, ...]] = [("block", "in", "pooled q", "pooled k", "out")]
+    for row in traced:
+        rows.append(
+            (str(row["block"]), *("x".join(map(str, row.get(key, []))) or "-" for key in ("in", "q", "k", "out")))
+        )
+    return "\n".join([*table(rows), "Shapes are [B, *grid, C]; the class token goes beside the grid."])
 
 
 def operations(found: dict[str, Any], imgsz: int | None = None, frames: int | None = None) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from openmvit.errors import UserError
 from openmvit.training import job, memory, run
 from openmvit.training.detection import augmentation, freeze, pictures_per_class
 from openmvit.training.inputs import infer_task
-from openmvit.training.opening import open_task
 from openmvit.training.recipe import Recipe
 from openmvit.training.recipe_file import load_recipe
+from openmvit.training.start_task import open_task
 from openmvit.validate import validate
 
 SMALL = DetectorConfig(

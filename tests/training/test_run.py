@@ -20,9 +20,9 @@ from openmvit.errors import UserError
 from openmvit.nn import precision
 from openmvit.training import memory, run, state
 from openmvit.training.classification import ClassificationValidation, freeze
-from openmvit.training.opening import open_task
 from openmvit.training.recipe import Recipe
 from openmvit.training.recipe_file import load_recipe
+from openmvit.training.start_task import open_task
 
 
 @pytest.fixture

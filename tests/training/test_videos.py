@@ -20,9 +20,9 @@ from openmvit.data.samples import SampleTable
 from openmvit.errors import UserError
 from openmvit.training.inputs import ClipInput, infer_task
 from openmvit.training.network import Start
-from openmvit.training.opening import open_task
 from openmvit.training.recipe import Recipe
 from openmvit.training.recipe_file import load_recipe
+from openmvit.training.start_task import open_task
 from openmvit.validate import validate
 
 TINY = MViTConfig(

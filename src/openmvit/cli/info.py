@@ -22,17 +22,22 @@ def models(given: Arguments) -> int:
 
 def info(given: Arguments) -> int:
     """Print a network block by block."""
-    from openmvit.info import describe, info_text, operations, operations_text
+    from openmvit.info import describe, info_text, operations, operations_text, shapes, shapes_text
 
     options = given.options()
-    if not options["ops"] and (options["imgsz"] is not None or options["frames"] is not None):
-        raise UserError("--imgsz and --frames are for operations, which were not asked for", "Add --ops")
+    if options["ops"] and options["shapes"]:
+        raise UserError("--ops and --shapes are both given", "Ask for one of them")
+    if not (options["ops"] or options["shapes"]) and (options["imgsz"] is not None or options["frames"] is not None):
+        raise UserError("--imgsz and --frames are for operations and shapes", "Add --ops or --shapes")
     with screen.listening():
         found = describe(given.positional["target"])
     text = partial(info_text, found)
     if options["ops"]:
         found["operations"] = operations(found, options["imgsz"], options["frames"])
         text = partial(operations_text, found, found["operations"])
+    if options["shapes"]:
+        found["shapes"] = shapes(found, options["imgsz"], options["frames"])
+        text = partial(shapes_text, found["shapes"])
     print(json.dumps(found, indent=1) if options["json"] else text())
     return 0
 

@@ -129,11 +129,13 @@ class InfoOptions(JsonOption):
     """Options of info."""
 
     ops: bool = False
-    """Show operations instead of shapes: multiply-adds of every block for one input."""
+    """Show operations instead: multiply-adds of every block for one input."""
+    shapes: bool = False
+    """Show the shapes that go through every block for one input: in, pooled queries and keys, out."""
     imgsz: int | None = None
-    """With --ops: side of the square input in pixels; default: the network's own, 800 x 1280 for detectors."""
+    """With --ops or --shapes: side of the square input, pixels; default: its own, 800 x 1280 for detectors."""
     frames: int | None = None
-    """With --ops: frames of the clip; default: the network's own."""
+    """With --ops or --shapes: frames of the clip; default: the network's own."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import IO, Any, ClassVar
 import torch
 import torch._utils
 
-from openmvit.convert.claims import check_length
+from openmvit.convert.bounds import check_length
 from openmvit.convert.torchfiles import check_torch_file
 from openmvit.convert.unpickling import Reader, check_view, damaged, encode, no_bytes
 from openmvit.errors import UserError

@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import IO, Any, ClassVar
 
-from openmvit.convert.claims import PICKLE_BYTES, zip_entries
+from openmvit.convert.bounds import PICKLE_BYTES, zip_entries
 from openmvit.convert.unpickling import Reader, check_view, damaged, encode, no_bytes
 from openmvit.errors import UserError
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from openmvit.checkpoint import HEADER, architecture_of
 from openmvit.config import MViTConfig
+from openmvit.convert.bounds import check_card_text, check_length
 from openmvit.convert.cards import METADATA, check_classes
-from openmvit.convert.claims import check_card_text, check_length
 from openmvit.errors import UserError
 from openmvit.exported.card import check_classifier, check_exported_card
 

@@ -27,10 +27,10 @@ from openmvit.training.folder import RunFolder, new_folder
 from openmvit.training.heartbeat import Heartbeat
 from openmvit.training.job import Interrupted, Job, Parts
 from openmvit.training.loading import EpochLoader
-from openmvit.training.opening import open_task
 from openmvit.training.optim import lr_scale
 from openmvit.training.recipe import Recipe
 from openmvit.training.recipe_file import dump_recipe, load_recipe
+from openmvit.training.start_task import open_task
 from openmvit.training.tasks import Task
 
 

@@ -13,8 +13,8 @@ from openmvit.architectures import ARCHITECTURES, model_config
 from openmvit.checkpoint import architecture_of, read_content
 from openmvit.config import MViTConfig
 from openmvit.convert import config_from, recognise
+from openmvit.convert.bounds import check_architecture, settings_of_text
 from openmvit.convert.cards import HEADER, check_classes
-from openmvit.convert.claims import check_architecture, settings_of_text
 from openmvit.errors import UserError
 
 

@@ -242,7 +242,7 @@ def _gradients(how: How, tensors: Sequence[Tensor], grad: Tensor, needed: Sequen
         )
     found = iter(torch.autograd.grad(queries, behind, of_queries) if behind else ())
     of_q = next(found) if needed[0] else None
-    if of_k is not None:  # scaled, narrowed and put in the order of k by one pass
+    if of_k is not None:  # scaled, cast and put in the order of k by one pass
         of_k = torch.mul(_heads_last(of_k, q), q.shape[-1] ** -0.5, out=torch.empty_like(k))
     if of_v is not None:
         of_v = torch.empty_like(v).copy_(_heads_last(of_v, q))
