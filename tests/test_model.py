@@ -169,7 +169,7 @@ def test_training_drops_before_the_classifier_and_on_both_branches():
 def test_recomputing_happens(monkeypatch):
     calls = []
     real = torch.utils.checkpoint.checkpoint
-    monkeypatch.setattr("openmvit.model.checkpoint", lambda *a, **k: calls.append(a[0]) or real(*a, **k))
+    monkeypatch.setattr("openmvit.nn.fast.recompute.checkpoint", lambda *a, **k: calls.append(a[0]) or real(*a, **k))
     model = build(IMAGE).train()
     model.set_grad_checkpointing(True)
     model(torch.randn(1, 3, 32, 32)).sum().backward()

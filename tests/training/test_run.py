@@ -17,7 +17,7 @@ from PIL import Image
 
 from openmvit import checkpoint, zoo
 from openmvit.errors import UserError
-from openmvit.nn import precision
+from openmvit.nn.fast import precision
 from openmvit.training import memory, run, state
 from openmvit.training.classification import ClassificationValidation, freeze
 from openmvit.training.recipe import Recipe

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from openmvit import model as network
-from openmvit.nn import precision
 from openmvit.nn.block import DropPath
+from openmvit.nn.fast import precision
 from openmvit.training import classification, job, run
 from openmvit.training.optim import learning_rate
 from openmvit.training.recipe import Recipe
