@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from openmvit import model as network
 from openmvit.nn.block import DropPath
-from openmvit.nn.fast import precision
+from openmvit.nn.fast import precision, recompute
 from openmvit.training import classification, job, run
 from openmvit.training.optim import learning_rate
 from openmvit.training.recipe import Recipe
@@ -145,7 +144,7 @@ def test_mixed_precision_reaches_the_forward_pass(
 @pytest.mark.parametrize("flag", [True, False])
 def test_recomputation_is_entered_for_every_block(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, flag: bool) -> None:
     entered: list[int] = []
-    real, loss = network.checkpoint, job.Job.loss
+    real, loss = recompute.checkpoint, job.Job.loss
 
     def counting(*args: Any, **options: Any) -> Any:
         if training:
@@ -159,7 +158,7 @@ def test_recomputation_is_entered_for_every_block(recipe: Recipe, monkeypatch: p
         training.append(1)
         return loss(own, batch)
 
-    monkeypatch.setattr(network, "checkpoint", counting)
+    monkeypatch.setattr(recompute, "checkpoint", counting)
     monkeypatch.setattr(job.Job, "loss", losing)
     watched = Watched(dataclasses.replace(recipe, grad_ckpt=flag), monkeypatch)
     assert watched.model.grad_checkpointing is flag  # pyright: ignore
