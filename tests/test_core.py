@@ -105,7 +105,7 @@ def test_equation_4_stands_on_one_screen():
     assert len(forward) <= 40
     for words in (
         "Equation (1)",
-        "Equation (4)",
+        "Equations (3) and (4)",
         "Softmax(Q K^T / sqrt(c) + E) V",
         "Attn(Q, K, V) + Q",
         "[B, *q_grid, h, c]",

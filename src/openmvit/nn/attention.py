@@ -69,7 +69,7 @@ class MultiscaleAttention(nn.Module):
             k, v = (partition(t, self.kv_window, self.shifted) for t in (k, v))
             q, whole = partition(q, self.q_window, self.shifted), q
             windows = q.shape[0] // whole.shape[0]
-        # Equation (4): Softmax(Q K^T / sqrt(c) + E) V, E_ij = Q_i . R_ij. [B, *q_grid, h, c]
+        # Equations (3) and (4): Softmax(Q K^T / sqrt(c) + E) V, E_ij = Q_i . R_ij, R of each axis. [B, *q_grid, h, c]
         of_cls = None if k_cls is None or v_cls is None else (k_cls, v_cls)
         out = ops.attend(q, k, v, self.position(q, k, windows), of_cls, mask)
         # Residual pooling, equation (5): Z = Attn(Q, K, V) + Q

@@ -38,23 +38,23 @@ def attend(
         mask: bool `[windows, Lq, Lk]`, true where a query of the window may see a key; B is a multiple of `windows`.
     Returns:
         `[B, *q_grid, h, c]`.
-    Source: MViTv2 (Li et al., 2022), equation 4 and appendix A.4.
+    Source: MViTv2 (Li et al., 2022), equations 3 and 4, appendix A.4.
     """
     if form := choose.attend(q, k, position, mask):
         return form(q, k, v, position, cls, mask)
-    q_grid, k_grid = q.shape[1:-2], k.shape[1:-2]
+    q_grid, k_grid, first = q.shape[1:-2], k.shape[1:-2], 0 if cls is None else 1
     k_cls, v_cls = cls or (None, None)
     # Heads first: [B, h, L, c]
     queries, keys, values = rows(q).transpose(1, 2), rows(k, k_cls).transpose(1, 2), rows(v, v_cls).transpose(1, 2)
     scores = queries * q.shape[-1] ** -0.5 @ keys.mT  # [B, h, Lq, Lk]
     if position is not None and (position.of_queries or position.of_keys):
-        scores = scores + F.pad(relative.relative_bias(q, k, position), (keys.shape[2] - k_grid.numel(), 0))
+        scores = scores + F.pad(relative.relative_bias(q, k, position), (first, 0))
     if mask is not None:
         scores = scores.unflatten(0, (-1, len(mask))).masked_fill(~mask[:, None], float("-inf")).flatten(0, 1)
     weights = scores.softmax(-1)
     out = (weights @ values).transpose(1, 2).unflatten(1, q_grid)
     if position is not None and position.of_values:
-        weights = weights[..., -k_grid.numel() :].unflatten(-1, k_grid).unflatten(2, q_grid)
+        weights = weights[..., first:].unflatten(-1, k_grid).unflatten(2, q_grid)
         out = out + relative.value_term(weights, position.of_values, position.groups)
     return out
 

@@ -91,12 +91,12 @@ def attend(q: Tensor, k: Tensor, position: Position | None, mask: Tensor | None)
     pairs = 0 if position is None else position.windows * prod(q.shape[1:-1]) * prod(k.shape[1:-2])
     many = not is_symbolic(pairs) and pairs > (MOST_SCORES_HALF if half else MOST_SCORES)
     if runs_on_cpu(q):
-        products = many or torch.is_grad_enabled() or q.dim() > 5 or q.dtype != torch.float32
+        wins = many or torch.is_grad_enabled() or q.dim() > 5 or q.dtype != torch.float32
     elif is_exporting():
-        products = q.device.type == "cpu" and q.dim() > 5 and position is not None and not many
+        wins = q.device.type == "cpu" and q.dim() > 5 and position is not None and not many
     else:
-        products = torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16
-    if products and mask is None:
+        wins = torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if wins and mask is None:
         return attention.by_products
     return attention.in_channels if many and mask is None else attention.by_kernel
 
